@@ -1,0 +1,3 @@
+//! Blobs: their URLs, formats, compression, and how their bytes are moved.
+
+pub mod url;

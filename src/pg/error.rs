@@ -1,0 +1,56 @@
+//! A failure as an ERROR: the one place where SQLSTATEs are chosen.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::http::failure::{Failure, Kind};
+
+/// The SQLSTATE of each situation.
+fn sqlstate(kind: Kind) -> PgSqlErrorCode {
+    use PgSqlErrorCode::*;
+    match kind {
+        Kind::Unreachable => ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+        Kind::Throttled => ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+        Kind::Unavailable => ERRCODE_SYSTEM_ERROR,
+        Kind::NotAuthorized => ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+        Kind::Protocol => ERRCODE_PROTOCOL_VIOLATION,
+        Kind::InvalidValue => ERRCODE_INVALID_PARAMETER_VALUE,
+        Kind::Forbidden => ERRCODE_INSUFFICIENT_PRIVILEGE,
+        Kind::NotFound => ERRCODE_UNDEFINED_FILE,
+        Kind::Conflict => ERRCODE_OBJECT_IN_USE,
+        Kind::Changed => ERRCODE_IO_ERROR,
+        Kind::CorruptData => ERRCODE_BAD_COPY_FILE_FORMAT,
+        Kind::TooLarge => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        Kind::Local => ERRCODE_SYSTEM_ERROR,
+    }
+}
+
+/// Raises the failure as an ERROR.
+pub fn raise(failure: Failure) -> ! {
+    let state = sqlstate(failure.kind);
+    error(state, failure.message, failure.detail, failure.hint)
+}
+
+/// Raises an ERROR with SQLSTATE, message, DETAIL and HINT of our own.
+pub fn error(state: PgSqlErrorCode, message: impl Into<String>, detail: Option<String>, hint: Option<String>) -> ! {
+    let mut report = ErrorReport::new(state, message, "");
+    if let Some(detail) = detail {
+        report = report.set_detail(detail);
+    }
+    if let Some(hint) = hint {
+        report = report.set_hint(hint);
+    }
+    report.report(PgLogLevel::ERROR);
+    unreachable!("ERROR does not return")
+}
+
+/// The value, or the failure as an ERROR.
+pub trait OrRaise<T> {
+    fn or_raise(self) -> T;
+}
+
+impl<T> OrRaise<T> for Result<T, Failure> {
+    fn or_raise(self) -> T {
+        self.unwrap_or_else(|failure| raise(failure))
+    }
+}

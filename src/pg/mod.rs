@@ -1,0 +1,16 @@
+//! The fence: every line that touches PostgreSQL's internals, and nearly all unsafe code.
+
+#![allow(unsafe_code)]
+#![deny(ffi_unwind_calls)]
+
+pub mod cache;
+pub mod compat;
+pub mod copy;
+pub mod error;
+pub mod flight;
+pub mod interrupts;
+pub mod options;
+pub mod servers;
+pub mod settings;
+pub mod tokens;
+pub mod vault;

@@ -1,0 +1,6 @@
+//! An access token: how it is held, when it ends, when a new one is due.
+
+mod access_token;
+pub mod expiry;
+
+pub use access_token::AccessToken;
