@@ -1,0 +1,250 @@
+//! The instance metadata service: the identity endpoint of a virtual machine and of an AKS node.
+//!
+//! Source: Microsoft's "How to use managed identities to acquire a token on a VM" (request, errors,
+//! retry guidance) and the REST specification `imds.json` (selectors).
+
+use reqwest::header::{HeaderName, HeaderValue};
+use serde_json::Value;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{Resource, Selector};
+use crate::http::destination::strict_url;
+use crate::http::failure::{Failure, Kind, answered, code};
+use crate::http::request::{Answer, Request};
+use crate::token::{AccessToken, expiry};
+
+const PATH: &str = "/metadata/identity/oauth2/token";
+
+/// The settings of this source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imds {
+    endpoint: Url,
+    api_version: String,
+}
+
+impl Imds {
+    /// Checks the settings `imds_endpoint` and `imds_api_version`; 22023 otherwise.
+    pub fn new(endpoint: &str, api_version: &str) -> Result<Self, Failure> {
+        let endpoint = strict_url(endpoint, "the instance metadata endpoint")?;
+        if !matches!(endpoint.scheme(), "http" | "https") || endpoint.path() != "/" {
+            return Err(Failure::new(Kind::InvalidValue, "the instance metadata endpoint must be http://host[:port]"));
+        }
+        let fine = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if api_version.is_empty() || !api_version.chars().all(fine) {
+            return Err(Failure::new(Kind::InvalidValue, "invalid API version").hint("It is a date such as 2018-02-01."));
+        }
+        Ok(Self { endpoint, api_version: api_version.into() })
+    }
+
+    /// What distinguishes an identity of this source from all others: endpoint, version, selector.
+    pub fn identity_key(&self, selector: &Selector) -> String {
+        let (name, id) = parameter(selector).unwrap_or_default();
+        format!("imds\n{}\n{}\n{name}\n{id}", self.endpoint, self.api_version)
+    }
+
+    /// The request for a token.
+    pub fn request(&self, selector: &Selector, resource: &Resource) -> Request {
+        let mut url = self.endpoint.clone();
+        url.set_path(PATH);
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("api-version", &self.api_version).append_pair("resource", resource.as_str());
+            if let Some((name, id)) = parameter(selector) {
+                query.append_pair(name, id);
+            }
+        }
+        // Without it the service refuses: it proves that no page or redirect tricked us into asking.
+        Request::get(url).header(HeaderName::from_static("metadata"), HeaderValue::from_static("true"))
+    }
+
+    /// Whether another try may help, by the documentation's list; other 4xx are design errors.
+    pub fn is_worth_a_retry(status: u16) -> bool {
+        matches!(status, 404 | 408 | 410 | 429) || status >= 500
+    }
+
+    /// Reads an answer at Unix time `now`; `jitter` as [`expiry::refresh_at`] takes it.
+    pub fn read(answer: &Answer, selector: &Selector, now: i64, jitter: f64) -> Result<AccessToken, Failure> {
+        if answer.status != 200 {
+            return Err(refused(answer, selector));
+        }
+        let mut body: Value = serde_json::from_slice(&answer.body).map_err(|_| unexpected("its answer is not JSON"))?;
+        // Taken out, so that the one copy of the token left is the one that is wiped.
+        let secret = match body.get_mut("access_token").map(Value::take) {
+            Some(Value::String(text)) => Zeroizing::new(text),
+            _ => return Err(unexpected("its answer holds no \"access_token\"")),
+        };
+        let expires_in = body.get("expires_in").and_then(expiry::seconds);
+        let expires_at = match body.get("expires_on").filter(|value| !value.is_null()) {
+            Some(value) => expiry::expires_on(value),
+            None => expires_in.map(|seconds| now + seconds),
+        };
+        let Some(expires_at) = expires_at else {
+            return Err(unexpected("its answer does not say when the token ends"));
+        };
+        if expires_at <= now {
+            return Err(unexpected("the token in its answer has already ended").hint("Check this machine's clock."));
+        }
+        same_identity(&body, selector)?;
+        let refresh_in = body.get("refresh_in").and_then(expiry::seconds);
+        AccessToken::new(secret, expires_at, expiry::refresh_at(now, expires_at, refresh_in, jitter))
+    }
+}
+
+/// The query parameter of a selector. `msi_res_id` is the spelling of the specification and the only
+/// one that Container Instances honour; `mi_res_id` is App Service's.
+fn parameter(selector: &Selector) -> Option<(&'static str, &str)> {
+    match selector {
+        Selector::Automatic => None,
+        Selector::ClientId(id) => Some(("client_id", id)),
+        Selector::ObjectId(id) => Some(("object_id", id)),
+        Selector::ResourceId(id) => Some(("msi_res_id", id)),
+    }
+}
+
+/// Endpoints that ignore a selector answer with another identity's token: where the answer echoes
+/// the identity it must be the one asked for.
+fn same_identity(body: &Value, selector: &Selector) -> Result<(), Failure> {
+    let (fields, id): (&[&str], &str) = match selector {
+        Selector::Automatic => return Ok(()),
+        Selector::ClientId(id) => (&["client_id"], id),
+        Selector::ObjectId(id) => (&["object_id"], id),
+        Selector::ResourceId(id) => (&["msi_res_id", "mi_res_id"], id),
+    };
+    let echoed = fields.iter().find_map(|field| body.get(field)).and_then(Value::as_str).filter(|echo| !echo.is_empty());
+    match echoed {
+        Some(echo) if !echo.eq_ignore_ascii_case(id) => {
+            let failure = Failure::new(Kind::NotAuthorized, "another identity answered than the one asked for");
+            let named = code(echo).map(|echo| format!("The answer is for {} {echo}.", fields[0]));
+            Err(Failure { detail: named, ..failure }
+                .hint("The identity endpoint ignored the selector; assign the identity to this machine."))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unexpected(why: &str) -> Failure {
+    Failure::new(Kind::Protocol, "the identity endpoint did not answer as it should").detail(format!("What is wrong: {why}."))
+}
+
+/// An answer that is not 200, as a failure. The description is read for the HINT only, as the
+/// documentation asks: control flow must not depend on it.
+fn refused(answer: &Answer, selector: &Selector) -> Failure {
+    let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    let text = |field: &str| body.as_ref().and_then(|body| body.get(field)).and_then(Value::as_str);
+    let detail = answered("The identity endpoint", answer.status, text("error"), answer.header("x-ms-request-id"));
+    let says = |what: &str| text("error_description").is_some_and(|text| text.to_ascii_lowercase().contains(what));
+    let (kind, message) = match answer.status {
+        400 | 401 | 403 => (Kind::NotAuthorized, "the identity endpoint refused to issue a token"),
+        404 | 410 => (Kind::Unavailable, "the identity endpoint is not ready"),
+        429 => (Kind::Throttled, "the identity endpoint is throttling"),
+        408 | 500.. => (Kind::Unavailable, "the identity endpoint failed"),
+        _ => (Kind::Protocol, "the identity endpoint did not answer as it should"),
+    };
+    let hint = match (answer.status, selector) {
+        (400, _) if says("multiple user assigned") => {
+            "This machine has several identities: choose one by option client_id of a managed_identity server."
+        }
+        (400, Selector::Automatic) if says("identity not found") => "Assign a managed identity to this machine.",
+        (400, _) if says("identity not found") => "Assign this identity to the machine, or correct the server's option.",
+        (400, _) if text("error") == Some("invalid_resource") => "The resource is not known in the identity's tenant.",
+        (403, _) => "Something between this server and the instance metadata service refuses the request; a proxy must not be used for it.",
+        (404 | 410, _) => "The service may be updating, or the identity was assigned a moment ago: try again in a minute.",
+        (429, _) => "All processes of this machine share the endpoint's limit.",
+        _ => return Failure::new(kind, message).detail(detail),
+    };
+    Failure::new(kind, message).detail(detail).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Cloud;
+    use serde_json::json;
+
+    const GUID: &str = "11111111-2222-3333-4444-555555555555";
+    const NOW: i64 = 1_700_000_000;
+
+    fn imds() -> Imds {
+        Imds::new("http://169.254.169.254", "2018-02-01").expect("defaults")
+    }
+
+    fn answer(status: u16, body: Value) -> Answer {
+        Answer { status, headers: Default::default(), body: Zeroizing::new(body.to_string().into_bytes()) }
+    }
+
+    #[test]
+    fn the_request_is_the_documented_one() {
+        let resource = Resource::parse("storage", Cloud::Public).expect("an alias");
+        let request = imds().request(&Selector::ClientId(GUID.into()), &resource);
+        assert_eq!(
+            request.url.as_str(),
+            format!(
+                "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
+                 &resource=https%3A%2F%2Fstorage.azure.com%2F&client_id={GUID}"
+            )
+        );
+        assert_eq!(request.headers["metadata"], "true");
+        assert!(!imds().request(&Selector::Automatic, &resource).url.as_str().contains("client_id"));
+    }
+
+    #[test]
+    fn an_endpoint_with_a_path_or_query_is_refused() {
+        for text in ["http://a/b", "http://a?b", "ftp://a", "http://u@a", "a"] {
+            Imds::new(text, "2018-02-01").expect_err(text);
+        }
+        Imds::new("http://a", "2018&x=1").expect_err("an API version");
+    }
+
+    #[test]
+    fn a_token_is_read_from_every_accepted_body() {
+        for body in [
+            json!({"access_token": "t", "expires_on": (NOW + 3600).to_string(), "expires_in": "3599"}),
+            json!({"access_token": "t", "expires_on": NOW + 3600}),
+            json!({"access_token": "t", "expires_in": 3600}),
+        ] {
+            let token = Imds::read(&answer(200, body), &Selector::Automatic, NOW, 0.0).expect("a token");
+            assert_eq!((token.expires_at, token.refresh_at, token.expose()), (NOW + 3600, NOW + 3300, "t"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_of_the_protocol_is_refused() {
+        for body in [
+            json!(null),
+            json!([]),
+            json!({"access_token": "", "expires_in": 1}),
+            json!({"access_token": 1, "expires_in": 1}),
+            json!({"access_token": "t"}),
+            json!({"access_token": "t", "expires_on": "soon", "expires_in": 1}),
+            json!({"access_token": "t", "expires_on": NOW - 1}),
+            json!({"access_token": "a\r\nb: c", "expires_in": 1}),
+        ] {
+            let refused = Imds::read(&answer(200, body.clone()), &Selector::Automatic, NOW, 0.0).expect_err("refused");
+            assert_eq!(refused.kind, Kind::Protocol, "{body}");
+        }
+    }
+
+    #[test]
+    fn another_identitys_token_is_refused() {
+        let body = json!({"access_token": "t", "expires_in": 3600, "client_id": "AAAAAAAA-2222-3333-4444-555555555555"});
+        let asked = Selector::ClientId(GUID.into());
+        let refused = Imds::read(&answer(200, body.clone()), &asked, NOW, 0.0).expect_err("refused");
+        assert_eq!(refused.kind, Kind::NotAuthorized);
+        let same = Selector::ClientId("aaaaaaaa-2222-3333-4444-555555555555".into());
+        Imds::read(&answer(200, body), &same, NOW, 0.0).expect("case does not matter");
+    }
+
+    #[test]
+    fn refusals_say_what_to_change_and_quote_nobody() {
+        let body = json!({"error": "invalid_request", "error_description": "Multiple user assigned identities exist, canary"});
+        let refused = Imds::read(&answer(400, body), &Selector::Automatic, NOW, 0.0).expect_err("refused");
+        assert_eq!(refused.kind, Kind::NotAuthorized);
+        assert!(refused.hint.as_deref().is_some_and(|hint| hint.contains("client_id")));
+        assert!(!format!("{refused:?}").contains("canary"));
+        for (status, kind) in [(404, Kind::Unavailable), (429, Kind::Throttled), (500, Kind::Unavailable), (302, Kind::Protocol)] {
+            let refused = Imds::read(&answer(status, json!("")), &Selector::Automatic, NOW, 0.0).expect_err("refused");
+            assert_eq!(refused.kind, kind, "{status}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Key Vault's requests and answers. Nothing here sends.
+
+pub mod access;
+pub mod secret;
