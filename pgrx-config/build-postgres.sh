@@ -19,6 +19,7 @@ case $major in
 esac
 
 # The mirror that this machine already uses. Debian's security archive serves no sources.
+# shellcheck disable=SC2016 # apt expands it
 mirror=${MI_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
     grep -E '/debian/?$' | head -n 1 || true)}
 if [ -z "$mirror" ]; then

@@ -1,5 +1,6 @@
+# shellcheck shell=bash
 # Where everything that the repository needs but does not hold is kept.
-# Sourced by every script here, by the Makefile's recipes and, if you like, by your shell.
+# Sourced by every script here; source it in your own shell before you call cargo pgrx by hand.
 
 # A backtrace in the server's environment would reach clients as an error's DETAIL.
 unset RUST_BACKTRACE
@@ -15,20 +16,46 @@ else
     MI_CACHE=${MI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/managed_identity}
 fi
 
-# pg_config of one major: the distribution's, or that of the server built in the cache.
+case :$PATH: in
+    *:"$MI_CACHE/tools/bin":*) ;;
+    *) PATH=$MI_CACHE/tools/bin:$PATH ;;
+esac
+
+# pg_config of MAJOR: the distribution's where server and headers are both there, else that of the server in the cache.
 mi_pg_config() {
-    local debian=/usr/lib/postgresql/$1
-    # The folder of a server without its -dev package has no bin/pg_config, or no headers.
-    if [ -x "$debian/bin/pg_config" ] && [ -d "/usr/include/postgresql/$1/server" ]; then
-        echo "$debian/bin/pg_config"
+    local debian=/usr/lib/postgresql/$1/bin
+    if [ -x "$debian/postgres" ] && [ -x "$debian/pg_config" ] && [ -d "/usr/include/postgresql/$1/server" ]; then
+        echo "$debian/pg_config"
     else
         echo "$MI_CACHE/postgresql-$1/bin/pg_config"
     fi
 }
 
-PG15_CONFIG=${PG15_CONFIG:-$(mi_pg_config 15)}
-PG18_CONFIG=${PG18_CONFIG:-$(mi_pg_config 18)}
-MI_AZURITE=$MI_CACHE/azurite/node_modules/.bin/azurite
+# The server for what needs just one: 15, or the newest there is. Nothing when there is none.
+mi_any_pg_config() {
+    local major
+    for major in 15 18 17 16; do
+        if [ -x "$(mi_pg_config "$major")" ]; then
+            mi_pg_config "$major"
+            return
+        fi
+    done
+}
+
+# Tells cargo-pgrx, and through it every plain cargo build, that MAJOR's pg_config is PATH.
+mi_use_pg_config() {
+    local file=$PGRX_HOME/config.toml line="pg$1 = \"$2\""
+    [ -e "$file" ] || echo '[configs]' >"$file"
+    # Written only when it changes, for its time makes cargo build pgrx again.
+    if ! grep -q -x -F "$line" "$file"; then
+        sed -i "/^pg$1 = /d" "$file"
+        echo "$line" >>"$file"
+    fi
+}
+
+PG15_CONFIG=$(mi_pg_config 15)
+PG18_CONFIG=$(mi_pg_config 18)
+MI_AZURITE=$MI_CACHE/azurite/node_modules/.bin/azurite-blob
 MI_PYTHON=$MI_CACHE/python/bin/python
 
-export PGRX_HOME RUN_AS MI_CACHE PG15_CONFIG PG18_CONFIG MI_AZURITE MI_PYTHON
+export PATH PGRX_HOME RUN_AS MI_CACHE PG15_CONFIG PG18_CONFIG MI_AZURITE MI_PYTHON
