@@ -1,4 +1,50 @@
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+//! `managed_identity`: a self-hosted PostgreSQL signs in to Azure as itself.
+//!
+//! The rooms, from what a user sees to what is sent:
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`sql`] | the SQL functions, one file per schema: arguments in, one call, result out |
+//! | [`pg`] | PostgreSQL: settings, foreign servers and rights, the shared cache, waiting, COPY, errors |
+//! | [`blob`] | blobs: URLs, formats, compression, moving their bytes |
+//! | [`vault`] | Key Vault: requests, answers, what a server allows |
+//! | [`token`] | an access token: how it is held, when it ends |
+//! | [`identity`] | who the server is: sources, selectors, resources, clouds |
+//! | [`http`] | requests and failures as values; the client, its runtime, the one gate for credentials |
+//!
+//! `sql` calls `pg`, `pg` calls the rest, all call `http`; never back. Only `pg` and `sql` may name
+//! PostgreSQL, and unsafe code stands in `pg` alone.
+
 use pgrx::prelude::*;
+
+#[cfg(not(panic = "unwind"))]
+compile_error!("an ERROR must be able to unwind through Rust: build with panic = \"unwind\"");
+
+#[forbid(unsafe_code)]
+pub mod blob;
+#[forbid(unsafe_code)]
+pub mod http;
+#[forbid(unsafe_code)]
+pub mod identity;
+pub mod pg;
+mod sql;
+#[forbid(unsafe_code)]
+pub mod token;
+#[forbid(unsafe_code)]
+pub mod vault;
+
 ::pgrx::pg_module_magic!(name, version);
-pub mod blob; pub mod http; pub mod token; pub mod identity; pub mod vault;
+
+extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", finalize);
+
+/// Runs in every process that loads the library: defines settings and, while preloading, asks for
+/// shared memory. Fails for nothing and waits for nothing.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    pg::settings::init();
+    // SAFETY: a plain global, set before any library is loaded.
+    #[allow(unsafe_code)]
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        pg::cache::init();
+    }
+}

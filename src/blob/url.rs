@@ -84,6 +84,11 @@ impl Blob {
     }
 }
 
+/// Azure's rule for storage accounts.
+pub fn is_account_name(name: &str) -> bool {
+    (3..=24).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
 /// Azure's rule, and its three reserved containers.
 fn is_container_name(name: &str) -> bool {
     if matches!(name, "$root" | "$web" | "$logs") {

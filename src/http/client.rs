@@ -2,16 +2,17 @@
 
 use std::error::Error as _;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::Client;
 use reqwest::redirect::Policy;
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
-use super::resolver;
 use super::roots::CaFile;
+use super::{resolver, retry};
 
 /// What shapes a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,20 +65,64 @@ pub fn build(options: &Options, purpose: Purpose) -> Result<Client, Failure> {
         .map_err(|error| Failure::new(Kind::Local, "could not set up the HTTP client").detail(innermost(&error)))
 }
 
+/// Sends a request and repeats it where that may help: after an answer whose status `is_worth_a_retry`
+/// names, or a connection that broke after it was made; never past `limit`. The last answer comes
+/// back whatever its status. A connection that cannot be made is final: nobody listens.
+pub async fn ask(
+    options: &Options,
+    purpose: Purpose,
+    request: &Request,
+    is_worth_a_retry: fn(u16) -> bool,
+    limit: Duration,
+) -> Result<Answer, Failure> {
+    let end = tokio::time::Instant::now() + limit;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let outcome = send(options, purpose, request.clone()).await;
+        let wish = match &outcome {
+            Ok(answer) if is_worth_a_retry(answer.status) => retry::asked_for(answer, SystemTime::now()),
+            Err(unanswered) if unanswered.connected => None,
+            _ => return outcome.map_err(|unanswered| unanswered.failure),
+        };
+        let wait = retry::wait_before_next(tries, wish);
+        match wait.map(|wait| tokio::time::Instant::now() + wait).filter(|next| *next < end) {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => return outcome.map_err(|unanswered| unanswered.failure),
+        }
+    }
+}
+
+/// No answer, and whether there was a connection to get one from.
+struct Unanswered {
+    failure: Failure,
+    connected: bool,
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        Self { failure, connected: false }
+    }
+}
+
 /// Sends a request from the backend's own runtime and reads the whole answer.
-pub async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Failure> {
+async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Unanswered> {
     let client = kept(options, purpose)?;
-    let authority = authority(&request);
+    let authority = authority(&request.url);
+    let lost = |error: reqwest::Error| {
+        let connected = !error.is_connect() && !error.is_timeout();
+        Unanswered { failure: unreachable(&authority, &error), connected }
+    };
     let built = client.request(request.method, request.url).headers(request.headers);
-    let mut response = built.send().await.map_err(|error| unreachable(&authority, &error))?;
+    let mut response = built.send().await.map_err(lost)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     // With its full room from the start a body never moves: a moved buffer leaves a copy unwiped.
     let announced = response.content_length().unwrap_or(0).min(ANSWER_LIMIT as u64) as usize;
     let mut body = Zeroizing::new(Vec::with_capacity(announced.max(32 << 10)));
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(&authority, &error))? {
+    while let Some(chunk) = response.chunk().await.map_err(lost)? {
         if body.len() + chunk.len() > ANSWER_LIMIT {
-            return Err(Failure::new(Kind::TooLarge, format!("the answer of \"{authority}\" is too large"))
-                .detail(format!("At most {ANSWER_LIMIT} bytes are read.")));
+            let failure = Failure::new(Kind::TooLarge, format!("the answer of \"{authority}\" is too large"));
+            return Err(failure.detail(format!("At most {ANSWER_LIMIT} bytes are read.")).into());
         }
         if body.len() + chunk.len() > body.capacity() {
             let mut larger = Zeroizing::new(Vec::with_capacity((body.capacity() * 2).max(body.len() + chunk.len())));
@@ -103,10 +148,10 @@ fn kept(options: &Options, purpose: Purpose) -> Result<Client, Failure> {
     Ok(client)
 }
 
-/// `host:port` of a request: what an error may name.
-fn authority(request: &Request) -> String {
-    let host = request.url.host_str().unwrap_or_default();
-    match request.url.port_or_known_default() {
+/// `host:port`: what an error may name of a URL.
+pub fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port_or_known_default() {
         Some(port) => format!("{host}:{port}"),
         None => host.into(),
     }

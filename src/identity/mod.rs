@@ -5,7 +5,7 @@ pub mod cloud;
 pub mod hosts;
 pub mod imds;
 pub mod resource;
-mod selector;
+pub mod selector;
 
 pub use cloud::Cloud;
 pub use resource::Resource;

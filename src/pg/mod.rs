@@ -4,11 +4,12 @@
 #![deny(ffi_unwind_calls)]
 
 pub mod cache;
+pub mod clock;
 pub mod compat;
-pub mod copy;
 pub mod error;
 pub mod flight;
 pub mod interrupts;
+pub mod name;
 pub mod options;
 pub mod servers;
 pub mod settings;

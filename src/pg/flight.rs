@@ -1,0 +1,383 @@
+//! One fetch at a time: of all sessions that need the same token one asks the endpoint, the others
+//! wait for its answer.
+//!
+//! Failure cases. The leader is cancelled, times out or is terminated: its guard (ERROR) or the exit
+//! callback (FATAL) gives the slot up without an answer, and a waiter leads. It is killed: the
+//! postmaster makes all shared memory anew. It hangs or is stopped: its lease ends, a waiter leads, and
+//! its attempt's number no longer fits when it comes back. The endpoint fails: all who waited get that
+//! answer at once, and for a while nobody asks again.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::time::Duration;
+
+use pgrx::prelude::*;
+
+use super::cache::{self, Locked, Slot};
+use super::{clock, interrupts, settings};
+use crate::http::failure::{Failure, Kind};
+use crate::token::{AccessToken, expiry};
+
+/// How long nobody asks after a failure of the network or the endpoint, unless it names a time.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long a token that is still valid is not renewed after a renewal failed.
+const REFRESH_PAUSE: i64 = 30_000;
+/// Within this time a forced refresh takes the token that another one fetched.
+const FORCE_PAUSE: i64 = 5_000;
+
+/// What a slot stands for.
+pub struct Asked<'a> {
+    pub key: [u8; 32],
+    pub identity: [u8; 32],
+    pub kind: &'a str,
+    pub id: Option<&'a str>,
+    pub resource: &'a str,
+    pub source: &'a str,
+}
+
+/// Why the endpoint gave no token, and how long it wants to be left alone.
+pub struct Refusal {
+    pub failure: Failure,
+    pub wait: Option<Duration>,
+}
+
+/// A token and, when it is kept, where: a copy is good while the slot's generation is the same.
+pub struct Served {
+    pub token: AccessToken,
+    pub usable_until: i64,
+    pub place: Option<(usize, u64)>,
+    /// Whether a forced refresh was answered with the token there was.
+    pub not_forced: bool,
+}
+
+enum Step {
+    Serve(Served),
+    Fail(Failure),
+    /// Fetch, and publish in this slot; the old token if it is still good.
+    Lead { at: usize, attempt: u64, old: Option<Served> },
+    /// No slot is to be had: fetch for oneself.
+    Alone,
+    /// A fetch is needed where none may be made.
+    Refused,
+}
+
+enum Next {
+    /// Wait for the attempt that runs in this slot.
+    Wait { at: usize, attempt: u64 },
+    Act(Step),
+}
+
+thread_local! {
+    /// The slot this session fetches for, and the attempt.
+    static LEADING: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
+    /// The slot this session waits for.
+    static WAITING: Cell<Option<usize>> = const { Cell::new(None) };
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The token of a slot: from the cache, from another session's fetch, or fetched here.
+///
+/// `fetch` gets the time that is left and must not call PostgreSQL. Raises ERRORs for interrupts; a
+/// failure of the endpoint comes back as a value.
+pub fn token<F>(asked: &Asked, force: bool, fetch: impl Fn(Duration) -> F) -> Result<Served, Failure>
+where
+    F: Future<Output = Result<AccessToken, Refusal>>,
+{
+    register();
+    let timeout = settings::acquire_timeout();
+    let deadline = clock::monotonic() + timeout.as_millis() as i64;
+    let mut call = Call { force, came: clock::monotonic(), waited_for: None };
+    let waiting = WaitingGuard;
+    let step = loop {
+        match call.next(asked, &mut cache::lock()) {
+            Next::Wait { at, attempt } => {
+                call.waited_for = Some(attempt);
+                let left = deadline - clock::monotonic();
+                if left <= 0 {
+                    return Err(too_late(timeout));
+                }
+                wait_for(at, left);
+            }
+            Next::Act(step) => break step,
+        }
+    };
+    drop(waiting);
+    // The wait for another session's fetch counts: the limit is on what one caller waits.
+    let left = Duration::from_millis((deadline - clock::monotonic()).max(1).unsigned_abs());
+    match step {
+        Step::Serve(served) => Ok(served),
+        Step::Fail(failure) => Err(failure),
+        Step::Lead { at, attempt, old } => lead(at, attempt, old, left, fetch(left)),
+        Step::Alone => alone(left, fetch(left)),
+        Step::Refused => {
+            Err(Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
+                .hint("Index expressions and materialized views may use a token that is cached already."))
+        }
+    }
+}
+
+/// What one call knows while it looks at the slot again and again.
+struct Call {
+    force: bool,
+    /// When it began; milliseconds of the monotonic clock.
+    came: i64,
+    waited_for: Option<u64>,
+}
+
+impl Call {
+    fn next(&self, asked: &Asked, slots: &mut Locked) -> Next {
+        let (now, monotonic) = (clock::now(), clock::monotonic());
+        let Some(at) = slots.find(&asked.key).or_else(|| {
+            let at = slots.claim(now, monotonic)?;
+            describe(&mut slots[at], asked);
+            Some(at)
+        }) else {
+            return Next::Act(Step::Alone);
+        };
+        let slot = &mut slots[at];
+        let busy = slot.owner != 0 && slot.lease_until > monotonic;
+        let usable = slot.has_token() && now < slot.usable_until;
+        let served = |slot: &Slot, not_forced| {
+            let place = Some((at, cache::generation(at)));
+            slot.copy_token().map(|token| Served { token, usable_until: slot.usable_until, place, not_forced })
+        };
+        if usable && self.is_fresh_enough(slot, monotonic) {
+            let due = now >= slot.refresh_at && !busy && slot.no_refresh_before <= monotonic && !restricted();
+            if let Some(served) = served(slot, self.force && slot.began_at < self.came) {
+                if !due || self.force {
+                    cache::count_hit(at);
+                    return Next::Act(Step::Serve(served));
+                }
+                return Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: Some(served) });
+            }
+        }
+        if self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic {
+            if let Some(failure) = slot.last_failure.get() {
+                return Next::Act(match served(slot, true) {
+                    Some(old) if usable => Step::Serve(old),
+                    _ => Step::Fail(failure),
+                });
+            }
+        }
+        if restricted() {
+            return Next::Act(Step::Refused);
+        }
+        if busy {
+            return Next::Wait { at, attempt: slot.attempt };
+        }
+        if slot.oversize {
+            return Next::Act(Step::Alone);
+        }
+        Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: None })
+    }
+
+    /// A forced refresh wants a token whose fetch began after the call, or a moment before it.
+    fn is_fresh_enough(&self, slot: &Slot, monotonic: i64) -> bool {
+        !self.force || slot.began_at >= self.came || (slot.owner == 0 && monotonic - slot.began_at < FORCE_PAUSE)
+    }
+}
+
+/// Index expressions, autovacuum, REFRESH: user code there must not reach out.
+fn restricted() -> bool {
+    // SAFETY: a plain read.
+    unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
+fn describe(slot: &mut Slot, asked: &Asked) {
+    slot.taken = true;
+    slot.key = asked.key;
+    slot.identity = asked.identity;
+    slot.kind.set(asked.kind);
+    slot.id.set(asked.id.unwrap_or_default());
+    slot.resource.set(asked.resource);
+    slot.source.set(asked.source);
+}
+
+/// Makes this session the slot's leader. The lease outlasts the leader's own time limit.
+fn take(slot: &mut Slot, monotonic: i64) -> u64 {
+    // SAFETY: a plain global.
+    slot.owner = unsafe { pg_sys::MyProcPid };
+    slot.attempt += 1;
+    slot.began_at = monotonic;
+    slot.lease_until = monotonic + settings::acquire_timeout().as_millis() as i64 + 1_000;
+    slot.attempt
+}
+
+/// Sleeps until the slot changes. An interrupt raises here; both guards clean up.
+fn wait_for(at: usize, milliseconds: i64) {
+    if WAITING.get() != Some(at) {
+        leave();
+        cache::lock()[at].waiting += 1;
+        WAITING.set(Some(at));
+    }
+    // Bounded, because a lease ends without anybody saying so. The first call only registers and
+    // returns, so that a change between our look and the sleep is not missed.
+    let milliseconds = milliseconds.clamp(1, 1_000);
+    // SAFETY: a condition variable that lives as long as the process.
+    unsafe { pg_sys::ConditionVariableTimedSleep(cache::condition(at), milliseconds, pg_sys::PG_WAIT_EXTENSION) };
+}
+
+/// No longer waits for anything.
+fn leave() {
+    // SAFETY: does nothing where no sleep is prepared.
+    unsafe { pg_sys::ConditionVariableCancelSleep() };
+    if let Some(at) = WAITING.take() {
+        let mut slots = cache::lock();
+        slots[at].waiting = (slots[at].waiting - 1).max(0);
+    }
+}
+
+struct WaitingGuard;
+
+impl Drop for WaitingGuard {
+    fn drop(&mut self) {
+        leave();
+    }
+}
+
+/// Gives the slot up without an answer, unless it was answered or taken over.
+fn give_up() {
+    let Some((at, attempt)) = LEADING.take() else { return };
+    // SAFETY: a plain global.
+    let me = unsafe { pg_sys::MyProcPid };
+    {
+        let mut slots = cache::lock();
+        let slot = &mut slots[at];
+        if slot.owner != me || slot.attempt != attempt {
+            return;
+        }
+        slot.owner = 0;
+    }
+    // SAFETY: as above; wakes those who wait, one of whom leads.
+    unsafe { pg_sys::ConditionVariableBroadcast(cache::condition(at)) };
+}
+
+struct LeadingGuard;
+
+impl Drop for LeadingGuard {
+    fn drop(&mut self) {
+        give_up();
+    }
+}
+
+/// FATAL and proc_exit leave without unwinding.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
+    give_up();
+    leave();
+}
+
+fn register() {
+    if !REGISTERED.replace(true) {
+        // SAFETY: a guarded function, registered once per process; "before" because it takes an LWLock.
+        unsafe { pg_sys::before_shmem_exit(Some(on_exit), pg_sys::Datum::from(0)) };
+    }
+}
+
+fn lead<F>(at: usize, attempt: u64, old: Option<Served>, timeout: Duration, fetch: F) -> Result<Served, Failure>
+where
+    F: Future<Output = Result<AccessToken, Refusal>>,
+{
+    LEADING.set(Some((at, attempt)));
+    let guard = LeadingGuard;
+    let outcome = interrupts::wait(within(timeout, fetch));
+    let answer = match outcome {
+        // The caller's own limit says nothing about the endpoint: nobody else is told.
+        None => Err(too_late(timeout)),
+        Some(outcome) => publish(at, attempt, outcome),
+    };
+    drop(guard);
+    match (answer, old) {
+        (Err(_), Some(old)) => Ok(old),
+        (answer, _) => answer,
+    }
+}
+
+fn alone<F>(timeout: Duration, fetch: F) -> Result<Served, Failure>
+where
+    F: Future<Output = Result<AccessToken, Refusal>>,
+{
+    match interrupts::wait(within(timeout, fetch)) {
+        None => Err(too_late(timeout)),
+        Some(Err(refusal)) => Err(refusal.failure),
+        Some(Ok(token)) => Ok(unkept(token)),
+    }
+}
+
+fn unkept(token: AccessToken) -> Served {
+    let usable_until = token.expires_at;
+    Served { token, usable_until, place: None, not_forced: false }
+}
+
+async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(timeout, future).await.ok()
+}
+
+fn too_late(timeout: Duration) -> Failure {
+    Failure::new(Kind::Unreachable, "timed out waiting for an access token")
+        .detail(format!("There was none within {} ms.", timeout.as_millis()))
+        .hint("The wait is bounded by managed_identity.acquire_timeout.")
+}
+
+/// Writes the outcome into the slot, if the attempt is still the slot's.
+fn publish(at: usize, attempt: u64, outcome: Result<AccessToken, Refusal>) -> Result<Served, Failure> {
+    let (now, monotonic) = (clock::now(), clock::monotonic());
+    let mut slots = cache::lock();
+    // SAFETY: a plain global.
+    let me = unsafe { pg_sys::MyProcPid };
+    let mine = slots[at].owner == me && slots[at].attempt == attempt;
+    match outcome {
+        Ok(token) if mine => {
+            let margin = expiry::margin(token.expires_at - now).as_secs() as i64;
+            let generation = slots.replaced(at);
+            let slot = &mut slots[at];
+            slot.fetches += 1;
+            slot.fetched_at = now;
+            slot.expires_at = token.expires_at;
+            slot.refresh_at = token.refresh_at;
+            slot.usable_until = token.expires_at - margin;
+            slot.no_retry_before = 0;
+            slot.no_refresh_before = 0;
+            slot.oversize = !slot.store_token(&token);
+            if slot.oversize {
+                return Ok(unkept(token));
+            }
+            Ok(Served { token, usable_until: slot.usable_until, place: Some((at, generation)), not_forced: false })
+        }
+        Ok(token) => Ok(unkept(token)),
+        Err(Refusal { failure, wait }) => {
+            if mine {
+                let slot = &mut slots[at];
+                slot.failures += 1;
+                slot.last_failure.set(&failure, attempt, now);
+                slot.no_refresh_before = monotonic + REFRESH_PAUSE;
+                if failure.kind.is_transient() {
+                    slot.no_retry_before = monotonic + wait.unwrap_or(PAUSE).max(PAUSE).as_millis() as i64;
+                }
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Drops every slot that `chosen` picks; returns how many tokens there were. A fetch that is under way
+/// for such a slot answers its own caller only.
+pub fn forget(chosen: impl Fn(&Slot) -> bool) -> i32 {
+    let mut woken = Vec::new();
+    let mut tokens = 0;
+    {
+        let mut slots = cache::lock();
+        for at in 0..slots.len() {
+            if slots[at].taken && chosen(&slots[at]) {
+                tokens += i32::from(slots[at].has_token());
+                slots.clear(at);
+                woken.push(at);
+            }
+        }
+    }
+    for at in woken {
+        // SAFETY: a condition variable that lives as long as the process.
+        unsafe { pg_sys::ConditionVariableBroadcast(cache::condition(at)) };
+    }
+    tokens
+}

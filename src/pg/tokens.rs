@@ -1,0 +1,232 @@
+//! Tokens as the rest of the extension asks for them: rights first, then this session's copy, then the
+//! shared cache, then the endpoint.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{SHA256, digest as hash};
+use pgrx::prelude::*;
+
+use super::error::{OrRaise, error};
+use super::flight::{self, Asked, Refusal};
+use super::servers::{self, KnownIdentity};
+use super::{cache, clock, settings};
+use crate::http::client::{self, Purpose};
+use crate::http::failure::{Failure, Kind};
+use crate::http::request::Request;
+use crate::http::retry;
+use crate::identity::imds::Imds;
+use crate::identity::{Resource, Selector};
+use crate::token::AccessToken;
+
+/// The name of the one source there is, as `cached_tokens.source` shows it.
+const SOURCE: &str = "imds";
+
+/// Copies a session keeps; more than any session needs, few enough to search.
+const COPIES: usize = 16;
+
+/// This session's copy of a cached token, good while nothing it depends on has changed.
+struct Copy {
+    server: pg_sys::Oid,
+    resource: String,
+    catalog: u64,
+    settings: u64,
+    slot: usize,
+    generation: u64,
+    usable_until: i64,
+    token: AccessToken,
+}
+
+thread_local! {
+    static MY_COPIES: RefCell<Vec<Copy>> = const { RefCell::new(Vec::new()) };
+}
+
+/// SHA-256, as keys of the cache are made.
+pub fn digest(text: &str) -> [u8; 32] {
+    let mut key = [0; 32];
+    key.copy_from_slice(hash(&SHA256, text.as_bytes()).as_ref());
+    key
+}
+
+/// Gives the token for a resource, as a user writes it, to `use_it`. The identity is the named one or
+/// the default; the current user's USAGE is checked on every call.
+pub fn with_own<R>(resource: &str, identity: Option<&CStr>, force: bool, use_it: impl FnOnce(&AccessToken) -> R) -> R {
+    let identity = servers::own_identity(identity);
+    with(&identity, resource, || Resource::parse(resource, settings::cloud()).or_raise(), force, use_it)
+}
+
+/// The token of an identity whose use is already allowed.
+pub fn for_identity(identity: &KnownIdentity, resource: &Resource) -> AccessToken {
+    with(identity, resource.as_str(), || resource.clone(), false, AccessToken::clone)
+}
+
+fn with<R>(
+    identity: &KnownIdentity,
+    written: &str,
+    parsed: impl FnOnce() -> Resource,
+    force: bool,
+    use_it: impl FnOnce(&AccessToken) -> R,
+) -> R {
+    let (catalog, set, now) = (servers::catalog_changes(), settings::changes(), clock::now());
+    let good = |copy: &Copy| {
+        copy.server == identity.oid
+            && copy.resource == written
+            && (copy.catalog, copy.settings) == (catalog, set)
+            && now < copy.usable_until.min(copy.token.refresh_at)
+            && cache::generation(copy.slot) == copy.generation
+    };
+    if !force {
+        let mut use_it = Some(use_it);
+        let warm = MY_COPIES.with_borrow(|copies| {
+            let copy = copies.iter().find(|copy| good(copy))?;
+            cache::count_hit(copy.slot);
+            use_it.take().map(|use_it| use_it(&copy.token))
+        });
+        return match (warm, use_it) {
+            (Some(result), _) => result,
+            (None, Some(use_it)) => use_it(&acquire(identity, written, &parsed(), false, (catalog, set))),
+            (None, None) => unreachable!("the closure is taken only where it is called"),
+        };
+    }
+    use_it(&acquire(identity, written, &parsed(), true, (catalog, set)))
+}
+
+/// From the shared cache or the endpoint; keeps a copy.
+fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: bool, changes: (u64, u64)) -> AccessToken {
+    if !identity.identity.allows(resource) {
+        Err(outside_resources(identity)).or_raise()
+    }
+    let settings = settings::current();
+    let selector = &identity.identity.selector;
+    let asked = Asked {
+        key: digest(&format!("{}\n{}", settings.imds.identity_key(selector), resource.as_str())),
+        identity: identity.key,
+        kind: selector.kind(),
+        id: selector.id(),
+        resource: resource.as_str(),
+        source: SOURCE,
+    };
+    let request = settings.imds.request(selector, resource);
+    let options = settings::http_options();
+    let served = flight::token(&asked, force, |left| fetch(request.clone(), selector.clone(), options.clone(), left)).or_raise();
+    if served.not_forced {
+        ereport!(
+            PgLogLevel::NOTICE,
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            "the cached token is returned",
+            "It was fetched a moment ago, or the endpoint cannot be asked just now."
+        );
+    }
+    MY_COPIES.with_borrow_mut(|copies| {
+        copies.retain(|copy| !(copy.server == identity.oid && copy.resource == written));
+        if let Some((slot, generation)) = served.place {
+            if copies.len() == COPIES {
+                copies.remove(0);
+            }
+            let (catalog, settings) = changes;
+            let (resource, token) = (written.to_owned(), served.token.clone());
+            let usable_until = served.usable_until;
+            copies.push(Copy { server: identity.oid, resource, catalog, settings, slot, generation, usable_until, token });
+        }
+    });
+    served.token
+}
+
+/// Asks the instance metadata service. Runs inside the runtime: no PostgreSQL here.
+async fn fetch(request: Request, selector: Selector, options: client::Options, left: Duration) -> Result<AccessToken, Refusal> {
+    let plain = |failure| Refusal { failure, wait: None };
+    let answer = client::ask(&options, Purpose::Identity, &request, Imds::is_worth_a_retry, left).await.map_err(plain)?;
+    let wait = retry::asked_for(&answer, SystemTime::now());
+    Imds::read(&answer, &selector, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
+}
+
+/// 42501: the server's `resources` do not name it.
+pub fn outside_resources(identity: &KnownIdentity) -> Failure {
+    Failure::new(Kind::Forbidden, format!("server \"{}\" does not allow this resource", identity.name.to_string_lossy()))
+        .hint("Its option resources lists what tokens may be for.")
+}
+
+/// Forgets the tokens of an identity (`None`: of all that the current user may use; a superuser: all),
+/// for one resource or for every one. Returns how many there were.
+pub fn forget(resource: Option<&str>, identity: Option<&CStr>) -> i32 {
+    let resource = resource.map(|text| Resource::parse(text, settings::cloud()).or_raise());
+    let keys: Option<Vec<[u8; 32]>> = match identity {
+        Some(name) => Some(vec![servers::own_identity(Some(name)).key]),
+        // SAFETY: a plain read.
+        None if unsafe { pg_sys::superuser() } => None,
+        None => Some(servers::identities(false).iter().map(|known| known.key).collect()),
+    };
+    flight::forget(|slot| {
+        let of_identity = keys.as_ref().is_none_or(|keys| keys.contains(&slot.identity));
+        of_identity && resource.as_ref().is_none_or(|resource| slot.resource.get() == resource.as_str())
+    })
+}
+
+/// A row of `cached_tokens`.
+pub struct Row {
+    pub identity: Option<std::ffi::CString>,
+    pub kind: String,
+    pub id: Option<String>,
+    pub resource: String,
+    pub source: String,
+    pub state: &'static str,
+    pub expires_at: i64,
+    pub refresh_at: i64,
+    pub fetched_at: i64,
+    pub hits: i64,
+    pub fetches: i64,
+    pub failures: i64,
+    pub last_error: Option<String>,
+    pub last_error_at: i64,
+    pub waiting: i32,
+}
+
+/// What the cache holds, of the identities that the current user may use; everything for a role with
+/// pg_read_all_stats. Never a token.
+pub fn rows() -> Vec<Row> {
+    // SAFETY: reads the syscache by plain values.
+    let all = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) };
+    let known = servers::identities(all);
+    let (now, monotonic) = (clock::now(), clock::monotonic());
+    let slots = cache::lock();
+    let rows = slots.iter().enumerate().filter(|(_, slot)| slot.taken).filter_map(|(at, slot)| {
+        let server = known.iter().find(|known| known.key == slot.identity);
+        if server.is_none() && !all {
+            return None;
+        }
+        let failure = slot.last_failure.get();
+        let busy = slot.owner != 0 && slot.lease_until > monotonic;
+        let state = match (slot.has_token() && now < slot.usable_until, busy) {
+            (true, _) => "ready",
+            (false, true) => "fetching",
+            (false, false) if slot.has_token() => "expired",
+            (false, false) if failure.is_some() => "failed",
+            (false, false) => "empty",
+        };
+        let id = slot.id.get();
+        Some(Row {
+            identity: server.map(|server| server.name.clone()),
+            kind: slot.kind.get().into(),
+            id: (!id.is_empty()).then(|| id.into()),
+            resource: slot.resource.get().into(),
+            source: slot.source.get().into(),
+            state,
+            expires_at: slot.expires_at,
+            refresh_at: slot.refresh_at,
+            fetched_at: slot.fetched_at,
+            hits: cache::hits(at) as i64,
+            fetches: slot.fetches,
+            failures: slot.failures,
+            last_error_at: if failure.is_some() { slot.last_failure.at } else { 0 },
+            last_error: failure.map(|failure| failure.message),
+            waiting: slot.waiting,
+        })
+    });
+    rows.collect()
+}
+
+/// 22004: an argument that must not be NULL.
+pub fn null_argument(name: &str) -> ! {
+    error(PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("argument \"{name}\" must not be null"), None, None)
+}

@@ -1,0 +1,24 @@
+//! Schema `azure_key_vault`: secrets, and the validator of its wrapper.
+
+use pgrx::prelude::*;
+
+#[pg_schema]
+mod azure_key_vault {
+    use pgrx::prelude::*;
+
+    use crate::pg::name::Name;
+    use crate::pg::{options, tokens, vault};
+
+    /// The value of a secret.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn secret(vault: Option<Name>, name: Option<&str>, version: default!(Option<&str>, "NULL")) -> String {
+        let vault = vault.unwrap_or_else(|| tokens::null_argument("vault"));
+        let name = name.unwrap_or_else(|| tokens::null_argument("name"));
+        vault::secret(vault.as_c_str(), name, version).as_str().to_owned()
+    }
+
+    #[pg_extern(strict, parallel_restricted)]
+    fn azure_key_vault_validator(options: Vec<Option<String>>, catalog: pg_sys::Oid) {
+        options::validate_vault(&options::pairs(options), catalog);
+    }
+}

@@ -1,0 +1,87 @@
+//! Schema `managed_identity`: tokens, and the validator of its wrapper.
+
+use pgrx::prelude::*;
+
+#[pg_schema]
+mod managed_identity {
+    use pgrx::datum::TimestampWithTimeZone;
+    use pgrx::prelude::*;
+
+    use crate::pg::name::Name;
+    use crate::pg::{clock, options, tokens};
+
+    /// The token of an identity for a resource.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn access_token(
+        resource: Option<&str>,
+        identity: default!(Option<Name>, "NULL"),
+        force_refresh: default!(Option<bool>, "false"),
+    ) -> String {
+        let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
+        let identity = identity.as_ref().map(Name::as_c_str);
+        tokens::with_own(resource, identity, force_refresh.unwrap_or(false), |token| token.expose().to_owned())
+    }
+
+    /// `Bearer` and the token, as an HTTP request carries it.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn authorization_header(resource: Option<&str>, identity: default!(Option<Name>, "NULL")) -> String {
+        let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
+        let identity = identity.as_ref().map(Name::as_c_str);
+        tokens::with_own(resource, identity, false, |token| format!("Bearer {}", token.expose()))
+    }
+
+    /// Drops cached tokens; the next use fetches. Returns how many there were.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn forget_tokens(resource: default!(Option<&str>, "NULL"), identity: default!(Option<Name>, "NULL")) -> i32 {
+        tokens::forget(resource, identity.as_ref().map(Name::as_c_str))
+    }
+
+    /// The rows of view `cached_tokens`.
+    #[pg_extern(volatile, parallel_restricted)]
+    #[allow(clippy::type_complexity, reason = "one SQL column after the other")]
+    fn cached_tokens() -> TableIterator<
+        'static,
+        (
+            name!(identity, Option<Name>),
+            name!(kind, String),
+            name!(id, Option<String>),
+            name!(resource, String),
+            name!(source, String),
+            name!(state, &'static str),
+            name!(expires_at, Option<TimestampWithTimeZone>),
+            name!(refresh_at, Option<TimestampWithTimeZone>),
+            name!(fetched_at, Option<TimestampWithTimeZone>),
+            name!(hits, i64),
+            name!(fetches, i64),
+            name!(failures, i64),
+            name!(last_error, Option<String>),
+            name!(last_error_at, Option<TimestampWithTimeZone>),
+            name!(waiting, i32),
+        ),
+    > {
+        TableIterator::new(tokens::rows().into_iter().map(|row| {
+            (
+                row.identity.as_deref().map(Name::new),
+                row.kind,
+                row.id,
+                row.resource,
+                row.source,
+                row.state,
+                clock::timestamp(row.expires_at),
+                clock::timestamp(row.refresh_at),
+                clock::timestamp(row.fetched_at),
+                row.hits,
+                row.fetches,
+                row.failures,
+                row.last_error,
+                clock::timestamp(row.last_error_at),
+                row.waiting,
+            )
+        }))
+    }
+
+    #[pg_extern(strict, parallel_restricted)]
+    fn managed_identity_validator(options: Vec<Option<String>>, catalog: pg_sys::Oid) {
+        options::validate_identity(&options::pairs(options), catalog);
+    }
+}
