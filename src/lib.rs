@@ -15,6 +15,9 @@
 //! `sql` calls `pg`, `pg` calls the rest, all call `http`; never back. Only `pg` and `sql` may name
 //! PostgreSQL, and unsafe code stands in `pg` alone.
 
+// Here and not in the workspace's lints: cargo-pgrx compiles the embed binary from text of its own.
+#![deny(unsafe_code)]
+
 use pgrx::prelude::*;
 
 #[cfg(not(panic = "unwind"))]
