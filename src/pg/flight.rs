@@ -89,7 +89,9 @@ where
     let mut call = Call { force, came: clock::monotonic(), waited_for: None };
     let waiting = WaitingGuard;
     let step = loop {
-        match call.next(asked, &mut cache::lock()) {
+        // A statement of its own: in the match's head the lock would be held until its end.
+        let next = call.next(asked, &mut cache::lock());
+        match next {
             Next::Wait { at, attempt } => {
                 call.waited_for = Some(attempt);
                 let left = deadline - clock::monotonic();
@@ -247,6 +249,9 @@ fn give_up() {
             return;
         }
         slot.owner = 0;
+        if !slot.has_token() && slot.last_failure.attempt == 0 && slot.waiting == 0 {
+            slots.clear(at);
+        }
     }
     // SAFETY: as above; wakes those who wait, one of whom leads.
     unsafe { pg_sys::ConditionVariableBroadcast(cache::condition(at)) };
