@@ -236,6 +236,11 @@ pub fn init() {
     pg_shmem_init!(SHARED = ());
 }
 
+/// Whether all sessions share the cache.
+pub fn is_shared() -> bool {
+    !LOCK.load(Ordering::Relaxed).is_null()
+}
+
 /// A cache of this process alone, made on first use. It is leaked: it lives as long as the process.
 fn make_local() {
     let words = bytes(LOCAL_LENGTH).div_ceil(size_of::<u64>());

@@ -179,13 +179,18 @@ fn named(name: &CStr, wrapper: Wrapper) -> Server {
 }
 
 fn permission_denied(name: &CStr, detail: Option<String>) -> ! {
-    let shown = name.to_string_lossy();
     error(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("permission denied for foreign server {shown}"),
+        format!("permission denied for foreign server {}", name.to_string_lossy()),
         detail,
-        Some(format!("GRANT USAGE ON FOREIGN SERVER {shown} allows it.")),
+        Some(grant_hint(name)),
     )
+}
+
+fn grant_hint(name: &CStr) -> String {
+    // SAFETY: takes and returns a C string; the result is copied at once.
+    let quoted = unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) };
+    format!("GRANT USAGE ON FOREIGN SERVER {} allows it.", quoted.to_string_lossy())
 }
 
 /// An identity's server with what was derived from it, kept while nothing changes.
@@ -375,7 +380,7 @@ fn found_by_url(url: &BlobUrl, cloud: Cloud) -> (Server, Destination) {
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("azure_storage: current user {user} is not allowed to use storage account {account}"),
                 Some(format!("The role has no USAGE on foreign server \"{}\".", server.display())),
-                Some(format!("GRANT USAGE ON FOREIGN SERVER {} allows it.", server.display())),
+                Some(grant_hint(&server.name)),
             )
         }
         _ => error(

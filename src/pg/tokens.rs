@@ -3,9 +3,11 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
+use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::error::{OrRaise, error};
@@ -118,6 +120,7 @@ fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: 
             "It was fetched a moment ago, or the endpoint cannot be asked just now."
         );
     }
+    say_if_not_shared();
     MY_COPIES.with_borrow_mut(|copies| {
         copies.retain(|copy| !(copy.server == identity.oid && copy.resource == written));
         if let Some((slot, generation)) = served.place {
@@ -131,6 +134,19 @@ fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: 
         }
     });
     served.token
+}
+
+/// Once per session: every session fetches for itself when the library was not preloaded.
+fn say_if_not_shared() {
+    static ONCE: Once = Once::new();
+    if !cache::is_shared() {
+        ONCE.call_once(|| {
+            let what = "access tokens are cached for this session only";
+            let hint = "To share them, put managed_identity first in shared_preload_libraries and restart.";
+            let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, what, "").set_hint(hint);
+            report.report(PgLogLevel::NOTICE);
+        });
+    }
 }
 
 /// Asks the instance metadata service. Runs inside the runtime: no PostgreSQL here.
