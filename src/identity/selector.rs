@@ -31,7 +31,7 @@ impl Selector {
             "object_id" => Ok(Self::ObjectId(lower)),
             _ if is_resource_id(&lower) => Ok(Self::ResourceId(lower)),
             _ => Err(invalid(
-                "It looks like /subscriptions/…/resourceGroups/…/providers/Microsoft.ManagedIdentity/userAssignedIdentities/….",
+                "It is the identity's full resource id: /subscriptions/.../Microsoft.ManagedIdentity/userAssignedIdentities/<name>.",
             )),
         }
     }

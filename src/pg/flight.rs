@@ -129,7 +129,11 @@ struct Call {
 impl Call {
     fn next(&self, asked: &Asked, slots: &mut Locked) -> Next {
         let (now, monotonic) = (clock::now(), clock::monotonic());
-        let Some(at) = slots.find(&asked.key).or_else(|| {
+        let found = slots.find(&asked.key);
+        if found.is_none() && restricted() {
+            return Next::Act(Step::Refused);
+        }
+        let Some(at) = found.or_else(|| {
             let at = slots.claim(now, monotonic)?;
             describe(&mut slots[at], asked);
             Some(at)

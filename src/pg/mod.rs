@@ -13,5 +13,6 @@ pub mod name;
 pub mod options;
 pub mod servers;
 pub mod settings;
+pub mod text;
 pub mod tokens;
 pub mod vault;

@@ -163,7 +163,7 @@ fn named(name: &CStr, wrapper: Wrapper) -> Server {
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             format!("server \"{shown}\" does not exist"),
             None,
-            Some(format!("Create it with CREATE SERVER … FOREIGN DATA WRAPPER {}.", wrapper.name())),
+            Some(format!("Create it with CREATE SERVER <name> FOREIGN DATA WRAPPER {}.", wrapper.name())),
         );
     }
     let server = Server::load(oid);
@@ -387,7 +387,7 @@ fn found_by_url(url: &BlobUrl, cloud: Cloud) -> (Server, Destination) {
             PgSqlErrorCode::ERRCODE_AMBIGUOUS_FUNCTION,
             "more than one server reaches this URL",
             None,
-            Some("Name one of them: WITH (server '…').".into()),
+            Some("Name one of them: WITH (server '<name>').".into()),
         ),
     }
 }

@@ -52,7 +52,7 @@ pub fn digest(text: &str) -> [u8; 32] {
 }
 
 /// Gives the token for a resource, as a user writes it, to `use_it`. The identity is the named one or
-/// the default; the current user's USAGE is checked on every call.
+/// the default; the current user's USAGE is checked on every call. `use_it` must not raise.
 pub fn with_own<R>(resource: &str, identity: Option<&CStr>, force: bool, use_it: impl FnOnce(&AccessToken) -> R) -> R {
     let identity = servers::own_identity(identity);
     with(&identity, resource, || Resource::parse(resource, settings::cloud()).or_raise(), force, use_it)
