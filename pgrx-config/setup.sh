@@ -74,8 +74,8 @@ missing_packages() {
 }
 present() {
     case $1 in
-        cargo-pgrx) cargo pgrx --version 2>/dev/null | grep -q -x "cargo-pgrx $pgrx_version" ;;
-        cargo-deny) cargo deny --version 2>/dev/null | grep -q -x "cargo-deny $deny_version" ;;
+        cargo-pgrx) [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $pgrx_version" ] ;;
+        cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
@@ -111,7 +111,8 @@ if [ ${#sudo[@]} != 0 ] && ! command -v sudo >/dev/null; then
     echo "apt needs root, and there is no sudo here: run make $goal as root once" >&2
     exit 1
 fi
-apt_has() { LC_ALL=C apt-cache policy "$1" | grep -q 'Candidate: [0-9]'; }
+# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
+apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 echo "make $goal: something is missing; reading apt's package lists"
 # A list that cannot be read is often one of many; if it is the wrong one, the installation will say so.
 "${sudo[@]}" apt-get -q -q update </dev/null || echo "going on with the lists there are" >&2
@@ -165,7 +166,7 @@ install_packages() {
     "${sudo[@]}" mkdir -p "$(dirname "$no_cluster")"
     echo 'create_main_cluster = false' | "${sudo[@]}" tee "$no_cluster" >/dev/null
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q -y install --no-install-recommends "${apt[@]}" </dev/null
+        apt-get -q -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends "${apt[@]}" </dev/null
     "${sudo[@]}" rm -f "$no_cluster"
     trap - EXIT
 }
