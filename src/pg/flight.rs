@@ -54,7 +54,11 @@ enum Step {
     Serve(Served),
     Fail(Failure),
     /// Fetch, and publish in this slot; the old token if it is still good.
-    Lead { at: usize, attempt: u64, old: Option<Served> },
+    Lead {
+        at: usize,
+        attempt: u64,
+        old: Option<Served>,
+    },
     /// No slot is to be had: fetch for oneself.
     Alone,
     /// A fetch is needed where none may be made.
@@ -63,7 +67,10 @@ enum Step {
 
 enum Next {
     /// Wait for the attempt that runs in this slot.
-    Wait { at: usize, attempt: u64 },
+    Wait {
+        at: usize,
+        attempt: u64,
+    },
     Act(Step),
 }
 
@@ -157,13 +164,12 @@ impl Call {
                 return Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: Some(served) });
             }
         }
-        if self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic {
-            if let Some(failure) = slot.last_failure.get() {
-                return Next::Act(match served(slot, true) {
-                    Some(old) if usable => Step::Serve(old),
-                    _ => Step::Fail(failure),
-                });
-            }
+        let answered = self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic;
+        if answered && let Some(failure) = slot.last_failure.get() {
+            return Next::Act(match served(slot, true) {
+                Some(old) if usable => Step::Serve(old),
+                _ => Step::Fail(failure),
+            });
         }
         if restricted() {
             return Next::Act(Step::Refused);

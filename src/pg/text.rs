@@ -1,8 +1,8 @@
 //! Text made by us as an SQL value.
 
 use pgrx::callconv::{BoxRet, FcInfo};
-use pgrx::pgrx_sql_entity_graph::metadata::{ArgumentError, Returns, ReturnsError, SqlMapping, SqlTranslatable};
 use pgrx::pg_sys;
+use pgrx::pgrx_sql_entity_graph::metadata::{ArgumentError, Returns, ReturnsError, SqlMapping, SqlTranslatable};
 
 /// A datum of type text in the current memory context. Made from UTF-8 without a copy on Rust's heap.
 pub struct SqlText(pg_sys::Datum);

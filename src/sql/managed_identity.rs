@@ -20,7 +20,9 @@ mod managed_identity {
     ) -> SqlText {
         let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
         let identity = identity.as_ref().map(Name::as_c_str);
-        tokens::with_own(resource, identity, force_refresh.unwrap_or(false), |token| SqlText::from_ascii(&[token.expose()]))
+        tokens::with_own(resource, identity, force_refresh.unwrap_or(false), |token| {
+            SqlText::from_ascii(&[token.expose()])
+        })
     }
 
     /// `Bearer` and the token, as an HTTP request carries it.
