@@ -50,4 +50,5 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         pg::cache::init();
     }
+    pg::copy::init();
 }

@@ -1,5 +1,7 @@
 //! Every difference between PostgreSQL's majors.
 
+use std::ffi::{c_char, c_int, c_void};
+
 use pgrx::pg_sys;
 
 /// Whether `role` has USAGE on a foreign server.
@@ -26,4 +28,91 @@ mod pmsignal {
 pub fn postmaster_is_alive() -> bool {
     // SAFETY: reads a pipe that every child of the postmaster has.
     unsafe { pmsignal::PostmasterIsAliveInternal() }
+}
+
+// COPY.
+
+/// Core's callback for the output of COPY TO.
+pub type CopyDestination = unsafe extern "C-unwind" fn(data: *mut c_void, length: c_int);
+
+/// Whether COPY TO can hand its output to a callback.
+pub const COPY_TO_HAS_CALLBACK: bool = cfg!(not(feature = "pg15"));
+
+/// Whether `DoCopy` refuses `COPY (MERGE …)` before it looks at it.
+pub const COPY_REFUSES_MERGE: bool = cfg!(any(feature = "pg15", feature = "pg16"));
+
+/// Checks the current user's rights on the columns that are copied, as `DoCopy` does; raises.
+///
+/// # Safety
+/// `item` is the relation's entry in `pstate`, made by `addRangeTableEntryForRelation`; `columns` is a
+/// list of integers.
+pub unsafe fn check_copy_permissions(
+    pstate: *mut pg_sys::ParseState,
+    item: *mut pg_sys::ParseNamespaceItem,
+    is_from: bool,
+    columns: *mut pg_sys::List,
+) {
+    let required = pg_sys::AclMode::from(if is_from { pg_sys::ACL_INSERT } else { pg_sys::ACL_SELECT });
+    // SAFETY: as the caller promises; the entry and its sets live in the current context.
+    unsafe {
+        // The entry itself on 15, its permissions on later majors, have these fields alike.
+        #[cfg(feature = "pg15")]
+        let entry = (*item).p_rte;
+        #[cfg(not(feature = "pg15"))]
+        let entry = (*item).p_perminfo;
+        (*entry).requiredPerms = required;
+        for column in pgrx::PgList::<c_void>::from_pg(columns).iter_int() {
+            let member = column - pg_sys::FirstLowInvalidHeapAttributeNumber;
+            if is_from {
+                (*entry).insertedCols = pg_sys::bms_add_member((*entry).insertedCols, member);
+            } else {
+                (*entry).selectedCols = pg_sys::bms_add_member((*entry).selectedCols, member);
+            }
+        }
+        #[cfg(feature = "pg15")]
+        pg_sys::ExecCheckRTPerms((*pstate).p_rtable, true);
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::ExecCheckPermissions((*pstate).p_rtable, pg_sys::lappend(std::ptr::null_mut(), entry.cast()), true);
+    }
+}
+
+/// `BeginCopyTo` into a file or, where there is one, a callback.
+///
+/// # Safety
+/// The arguments are those of `DoCopy`; `file` is given where `callback` is not.
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's own signature")]
+pub unsafe fn begin_copy_to(
+    pstate: *mut pg_sys::ParseState,
+    rel: pg_sys::Relation,
+    query: *mut pg_sys::RawStmt,
+    relid: pg_sys::Oid,
+    file: *const c_char,
+    callback: Option<CopyDestination>,
+    columns: *mut pg_sys::List,
+    options: *mut pg_sys::List,
+) -> pg_sys::CopyToState {
+    #[cfg(feature = "pg15")]
+    // SAFETY: as the caller promises.
+    unsafe {
+        debug_assert!(callback.is_none());
+        pg_sys::BeginCopyTo(pstate, rel, query, relid, file, false, columns, options)
+    }
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as the caller promises.
+    unsafe {
+        pg_sys::BeginCopyTo(pstate, rel, query, relid, file, false, callback, columns, options)
+    }
+}
+
+/// Raises core's error for an option that was given twice, at its place in the statement.
+///
+/// # Safety
+/// `option` is an element of the statement's options.
+pub unsafe fn conflicting_option(option: *mut pg_sys::DefElem, pstate: *mut pg_sys::ParseState) -> ! {
+    #[allow(unreachable_code, reason = "it does not return, which only some bindings say")]
+    // SAFETY: as the caller promises.
+    unsafe {
+        pg_sys::errorConflictingDefElem(option, pstate);
+        unreachable!("an ERROR does not return")
+    }
 }

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod clock;
 pub mod compat;
+pub mod copy;
 pub mod error;
 pub mod flight;
 pub mod identities;

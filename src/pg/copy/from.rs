@@ -1,0 +1,179 @@
+//! COPY FROM a blob: core's own COPY, which takes its data from a download.
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+use std::rc::Rc;
+
+use bytes::{Buf, Bytes};
+use pgrx::prelude::*;
+
+use super::super::error::{OrRaise, error, raise};
+use super::super::{interrupts, settings};
+use super::checks;
+use super::lease::Lease;
+use super::statement::Statement;
+use crate::blob::download::{Download, Next};
+use crate::blob::store::Target;
+use crate::token::AccessToken;
+
+thread_local! {
+    /// Core's callback has no argument of our own. COPY nests, through triggers, so this is a stack.
+    static SOURCES: RefCell<Vec<Rc<RefCell<Source>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs the statement and returns the number of rows.
+pub fn run(statement: &Statement) -> u64 {
+    let subject = checks::check(statement);
+    let (pstate, stmt) = (statement.pstate, statement.stmt);
+    // SAFETY: the checks opened the relation; the rest is the statement's own tree.
+    unsafe {
+        if pg_sys::XactReadOnly && !(*subject.rel).rd_islocaltemp {
+            pg_sys::PreventCommandIfReadOnly(c"COPY FROM".as_ptr());
+        }
+        // Core does this first in BeginCopyFrom: wrong options are told before anything is requested.
+        pg_sys::ProcessCopyOptions(pstate, std::ptr::null_mut(), true, (*stmt).options);
+    }
+    // A source that has its token: nothing is waited for on the identity's endpoint any more once core
+    // has begun.
+    let source = Rc::new(RefCell::new(Source::new(statement)));
+    let _pushed = Pushed::new(source.clone());
+    // SAFETY: as above; the callback is guarded, has core's signature, and finds the source until
+    // `_pushed` is dropped, which is after the last use of `copy`.
+    let processed = unsafe {
+        let copy = pg_sys::BeginCopyFrom(
+            pstate,
+            subject.rel,
+            subject.where_clause,
+            std::ptr::null(),
+            false,
+            Some(read),
+            (*stmt).attlist,
+            (*stmt).options,
+        );
+        // Here core opens its file, and nothing of a missing one is put down to line 1.
+        if let Some(total) = source.borrow_mut().total() {
+            pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_COPY_BYTES_TOTAL as c_int, total);
+        }
+        let processed = pg_sys::CopyFrom(copy);
+        pg_sys::EndCopyFrom(copy);
+        processed
+    };
+    subject.close();
+    processed
+}
+
+/// A place on the stack, given up on return and on every ERROR, also one that plpgsql catches. Cut to a
+/// depth, not popped: an inner one may already be gone.
+struct Pushed {
+    depth: usize,
+}
+
+impl Pushed {
+    fn new(source: Rc<RefCell<Source>>) -> Self {
+        SOURCES.with_borrow_mut(|sources| {
+            sources.push(source);
+            Self { depth: sources.len() - 1 }
+        })
+    }
+}
+
+impl Drop for Pushed {
+    fn drop(&mut self) {
+        SOURCES.with_borrow_mut(|sources| sources.truncate(self.depth));
+    }
+}
+
+/// Core asks for between `least` and `most` bytes; fewer only at the end.
+#[pg_guard]
+unsafe extern "C-unwind" fn read(out: *mut c_void, least: c_int, most: c_int) -> c_int {
+    let Some(source) = SOURCES.with_borrow(|sources| sources.last().cloned()) else {
+        error(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "COPY asks for data outside of a COPY", None, None);
+    };
+    let mut source = source.borrow_mut();
+    source.keep_fresh();
+    let (least, most) = (usize::try_from(least).unwrap_or(0), usize::try_from(most).unwrap_or(0));
+    let mut filled = 0;
+    while filled < least.max(1) {
+        let data = source.data();
+        let length = data.len().min(most - filled);
+        if length == 0 {
+            break;
+        }
+        // SAFETY: core's buffer has room for `most` bytes, and `length` more are within it.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), out.cast::<u8>().add(filled), length) };
+        data.advance(length);
+        filled += length;
+    }
+    filled as c_int
+}
+
+/// Where the data comes from.
+struct Source {
+    lease: Lease,
+    state: State,
+    /// The blob's size, once it is open.
+    size: Option<u64>,
+    /// What has arrived and was not given to core yet.
+    data: Bytes,
+    gzip: bool,
+}
+
+enum State {
+    /// Nothing is requested before core has accepted the whole statement.
+    Planned(Target, AccessToken),
+    Reading(Download),
+    Ended,
+}
+
+impl Source {
+    fn new(statement: &Statement) -> Self {
+        Self {
+            lease: Lease::new(statement.storage.clone()),
+            state: State::Planned(statement.target(), statement.storage.token()),
+            size: None,
+            data: Bytes::new(),
+            gzip: statement.gzip,
+        }
+    }
+
+    /// Opens the blob, if core has not read from it already. Returns how many bytes core will see,
+    /// where that is known.
+    fn total(&mut self) -> Option<i64> {
+        while self.size.is_none() && self.step() {}
+        self.size.filter(|_| !self.gzip).and_then(|size| i64::try_from(size).ok())
+    }
+
+    /// What core has not got yet; empty at the end.
+    fn data(&mut self) -> &mut Bytes {
+        while self.data.is_empty() && self.step() {}
+        &mut self.data
+    }
+
+    fn keep_fresh(&mut self) {
+        if let State::Reading(download) = &self.state {
+            self.lease.keep_fresh(&download.renewer);
+        }
+    }
+
+    /// Waits for one thing to happen; false at the end.
+    fn step(&mut self) -> bool {
+        if let State::Planned(..) = self.state {
+            if let State::Planned(target, token) = std::mem::replace(&mut self.state, State::Ended) {
+                let started = Download::start(target, token, self.gzip, settings::blob_block_size());
+                self.state = State::Reading(started.or_raise());
+            }
+        }
+        let State::Reading(download) = &mut self.state else {
+            return false;
+        };
+        let next = download.ready().unwrap_or_else(|| interrupts::wait(download.next()));
+        match next {
+            Next::Opened(size) => self.size = Some(size),
+            Next::Data(data) => self.data = data,
+            Next::TokenWanted => self.lease.renew(&download.renewer),
+            Next::Failed(failure) => raise(failure),
+            Next::End => self.state = State::Ended,
+        }
+        !matches!(self.state, State::Ended)
+    }
+}
