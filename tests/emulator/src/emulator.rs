@@ -52,8 +52,7 @@ impl Emulator {
     pub fn start(config: Config) -> Result<Self, Error> {
         let issuer = Issuer::new(&config.tenant)?;
         let documents = IssuerService::start(issuer.clone(), config.ports.issuer)?;
-        let identity =
-            IdentityService::start(issuer.clone(), config.identities, config.ports.identity)?;
+        let identity = IdentityService::start(issuer.clone(), config.identities, config.ports.identity)?;
         let vault = VaultService::start(VaultConfig {
             pki: config.pki.clone(),
             tenant: config.tenant,
@@ -62,13 +61,7 @@ impl Emulator {
             secrets: config.secrets,
             port: config.ports.vault,
         })?;
-        Ok(Self {
-            pki: config.pki,
-            issuer,
-            documents,
-            identity,
-            vault,
-        })
+        Ok(Self { pki: config.pki, issuer, documents, identity, vault })
     }
 
     /// `http://127.0.0.1:PORT`, what the instance metadata service's address is replaced by.

@@ -20,11 +20,7 @@ pub enum Error {
     #[error("invalid {what}: {why}")]
     Invalid { what: &'static str, why: String },
     #[error("waited {waited:?} for {what}; seen: {seen}")]
-    TimedOut {
-        what: String,
-        waited: Duration,
-        seen: String,
-    },
+    TimedOut { what: String, waited: Duration, seen: String },
 }
 
 impl Error {
@@ -41,7 +37,5 @@ impl Error {
 
 /// A lock whose holder panicked still guards plain data: a test's panic must not hide behind another one.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -33,22 +33,26 @@
 //! # }
 //! ```
 
+mod control;
 mod emulator;
 mod error;
 mod fault;
 mod http;
 mod identity;
 mod issuer;
+mod listeners;
 mod log;
 mod pki;
 mod proxy;
 mod vault;
 
+pub use control::Control;
 pub use emulator::{Config, Emulator, Ports, TENANT};
 pub use error::Error;
 pub use fault::{Callback, Fault, Faults, Filter, Reply, Rule};
 pub use identity::{Identity, IdentityKind, IdentityService};
 pub use issuer::{Issuer, IssuerService, Jwks, Token, TokenRefused, TokenRequest};
+pub use listeners::{NeverAccepts, Refuses, ResetOnAccept, TlsNeverAnswers};
 pub use log::{Counters, Ending, Entry, IdentityCount, Log, State};
 pub use pki::{CA_CERTIFICATE, CA_KEY, LEAF_CERTIFICATE, LEAF_KEY, Leaf, Pki};
 pub use proxy::Proxy;

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -62,15 +61,8 @@ impl Pki {
             let path = dir.join(name);
             fs::read_to_string(&path).map_err(Error::io(format!("reading {}", path.display())))
         };
-        let leaf = Leaf {
-            certificate_pem: read(LEAF_CERTIFICATE)?,
-            key_pem: read(LEAF_KEY)?,
-        };
-        Ok(Self(Arc::new(Pems {
-            ca: read(CA_CERTIFICATE)?,
-            ca_key: read(CA_KEY)?,
-            leaf,
-        })))
+        let leaf = Leaf { certificate_pem: read(LEAF_CERTIFICATE)?, key_pem: read(LEAF_KEY)? };
+        Ok(Self(Arc::new(Pems { ca: read(CA_CERTIFICATE)?, ca_key: read(CA_KEY)?, leaf })))
     }
 
     /// Loads from `dir`, or creates there what is missing.
@@ -156,9 +148,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 /// The same each time, so that a loaded key can sign further leaves.
 fn authority() -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "managed_identity emulator CA");
+    params.distinguished_name.push(DnType::CommonName, "managed_identity emulator CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
@@ -167,19 +157,14 @@ fn authority() -> Result<CertificateParams, Error> {
 fn sign(ca_key: &KeyPair, names: &[&str]) -> Result<Leaf, Error> {
     let all: Vec<String> = NAMES.iter().chain(names).map(ToString::to_string).collect();
     let mut params = CertificateParams::new(all)?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "managed_identity emulator");
+    params.distinguished_name.push(DnType::CommonName, "managed_identity emulator");
     // OpenSSL in Microsoft's Python clients demands it of a chain since Python 3.13.
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &Issuer::new(authority()?, ca_key))?;
-    Ok(Leaf {
-        certificate_pem: certificate.pem(),
-        key_pem: key.serialize_pem(),
-    })
+    Ok(Leaf { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
 }
 
 #[cfg(test)]

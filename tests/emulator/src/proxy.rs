@@ -24,13 +24,8 @@ use crate::{Error, Pki};
 /// Less than the 5 seconds after which a Node server such as Azurite closes an idle connection.
 const IDLE: Duration = Duration::from_secs(2);
 /// Headers that are about one connection, not about the message.
-const HOP_BY_HOP: [HeaderName; 5] = [
-    CONNECTION,
-    EXPECT,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
+const HOP_BY_HOP: [HeaderName; 5] =
+    [CONNECTION, EXPECT, TRANSFER_ENCODING, UPGRADE, HeaderName::from_static("keep-alive")];
 
 /// A running proxy.
 pub struct Proxy {
@@ -42,35 +37,22 @@ pub struct Proxy {
 impl Proxy {
     /// Listens with the leaf of `pki`, and trusts it in the upstream. Port 0 is any free one.
     pub fn start(pki: &Pki, upstream: &str, port: u16) -> Result<Self, Error> {
-        let uri: Uri = upstream
-            .parse()
-            .map_err(|error| Error::invalid("upstream", error))?;
+        let uri: Uri = upstream.parse().map_err(|error| Error::invalid("upstream", error))?;
         let parts = uri.into_parts();
         let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
             return Err(Error::invalid("upstream", "it is not https://host:port"));
         };
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(pki.client_config()?)
-            .https_or_http()
-            .enable_http1()
-            .build();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(pki.client_config()?).https_or_http().enable_http1().build();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector);
         let (log, faults) = (Log::new("proxy"), Faults::default());
-        let upstream = Upstream {
-            scheme,
-            authority,
-            client,
-        };
+        let upstream = Upstream { scheme, authority, client };
         let service = Service::new(upstream, &log, &faults);
         let server = Server::start(port, Some(pki.server_config()?), service)?;
-        Ok(Self {
-            server,
-            log,
-            faults,
-        })
+        Ok(Self { server, log, faults })
     }
 
     /// `https://127.0.0.1:PORT`
@@ -94,11 +76,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    async fn forward(
-        &self,
-        request: Request<Incoming>,
-        record: Arc<Record>,
-    ) -> Result<Response<Body>, BoxError> {
+    async fn forward(&self, request: Request<Incoming>, record: Arc<Record>) -> Result<Response<Body>, BoxError> {
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().cloned();
         // The Host header stays the client's: answers may repeat it in links.
@@ -118,11 +96,7 @@ impl Upstream {
 }
 
 impl Handler for Upstream {
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        record: Arc<Record>,
-    ) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         match self.forward(request, record).await {
             Ok(response) => response,
             Err(error) => {
@@ -150,10 +124,7 @@ impl hyper::body::Body for Received {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()

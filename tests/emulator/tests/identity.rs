@@ -70,10 +70,7 @@ fn identities_change_at_runtime() {
     identity.assign(Vec::new()).unwrap();
     let none = ask(&emulator, STORAGE, "");
     assert_eq!(none.status, 400);
-    assert_eq!(
-        none.json(),
-        json!({"error": "invalid_request", "error_description": "Identity not found"})
-    );
+    assert_eq!(none.json(), json!({"error": "invalid_request", "error_description": "Identity not found"}));
     assert!(identity.assign(vec![Identity::system(), Identity::system()]).is_err());
 }
 

@@ -91,10 +91,7 @@ fn a_token_is_checked_for_audience_issuer_signature_and_time() {
         &token(&emulator, STORAGE),
         "AKV10022: Invalid audience. Expected https://vault.azure.net, found: https://storage.azure.com/",
     );
-    refused(
-        &token(&emulator, "https://vault.azure.net/"),
-        "found: https://vault.azure.net/",
-    );
+    refused(&token(&emulator, "https://vault.azure.net/"), "found: https://vault.azure.net/");
     let issuer = emulator.issuer();
     let issue = |request: TokenRequest| issuer.issue(&request).unwrap().text;
     let request = || TokenRequest::new(VAULT);

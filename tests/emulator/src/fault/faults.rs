@@ -20,20 +20,18 @@ struct Inner {
 
 impl Default for Faults {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            rules: Mutex::default(),
-            releases: watch::Sender::new(0),
-        }))
+        Self(Arc::new(Inner { rules: Mutex::default(), releases: watch::Sender::new(0) }))
     }
 }
 
 impl Faults {
-    /// Strikes the next `n` requests. Later rules of the same kind wait for this one to be used up.
+    /// Strikes the next `n` requests. What is added later by `next` waits until this is used up, but for a
+    /// delay, a callback or a bandwidth, which strike together with it.
     pub fn next(&self, n: u32, fault: impl Into<Fault>) {
         self.add(Rule::new(fault).times(n));
     }
 
-    /// Strikes every request until cleared.
+    /// Strikes every request until cleared, on top of what `next` does to it.
     pub fn always(&self, fault: impl Into<Fault>) {
         self.add(Rule::new(fault));
     }
@@ -55,12 +53,26 @@ impl Faults {
     pub(crate) fn plan(&self, entry: &Entry) -> Plan {
         let mut plan = Plan::default();
         let mut rules = lock(&self.0.rules);
+        let (mut counted, mut lasting) = (Vec::new(), Vec::new());
         for rule in rules.iter_mut().filter(|rule| rule.filter.matches(entry)) {
             if rule.skip > 0 {
                 rule.skip -= 1;
-            } else if plan.take(&rule.fault) {
+            } else if rule.times.is_some() {
+                counted.push(rule);
+            } else {
+                lasting.push(rule);
+            }
+        }
+        let mut queue_moved = false;
+        for rule in counted {
+            let queues = rule.fault.ends_the_request();
+            if !(queues && queue_moved) && plan.take(&rule.fault) {
+                queue_moved |= queues;
                 rule.times = rule.times.map(|times| times.saturating_sub(1));
             }
+        }
+        for rule in lasting {
+            plan.take(&rule.fault);
         }
         rules.retain(|rule| rule.times != Some(0));
         plan

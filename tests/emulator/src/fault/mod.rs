@@ -18,7 +18,7 @@ use crate::log::Entry;
 /// What a test runs in the middle of a request.
 pub type Callback = Arc<dyn Fn(&Entry) + Send + Sync>;
 
-/// One thing that goes wrong. Faults of different kinds can strike one request together, in this order.
+/// One thing that goes wrong. Several can strike one request together, then in this order.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Fault {
@@ -77,6 +77,11 @@ impl Fault {
         Self::Delay { milliseconds }
     }
 
+    /// Whether a request has a use for only one of these, so that counted ones queue up.
+    fn ends_the_request(&self) -> bool {
+        !matches!(self, Self::Delay { .. } | Self::Call(_) | Self::Bandwidth { .. })
+    }
+
     pub fn call(callback: impl Fn(&Entry) + Send + Sync + 'static) -> Self {
         Self::Call(Arc::new(callback))
     }
@@ -84,10 +89,7 @@ impl Fault {
 
 impl Reply {
     pub fn new(status: u16) -> Self {
-        Self {
-            status,
-            ..Self::default()
-        }
+        Self { status, ..Self::default() }
     }
 
     #[must_use]
@@ -112,12 +114,7 @@ impl From<Reply> for Fault {
 impl Rule {
     /// Strikes every request until cleared.
     pub fn new(fault: impl Into<Fault>) -> Self {
-        Self {
-            fault: fault.into(),
-            times: None,
-            skip: 0,
-            filter: Filter::default(),
-        }
+        Self { fault: fault.into(), times: None, skip: 0, filter: Filter::default() }
     }
 
     /// Strikes this many requests.

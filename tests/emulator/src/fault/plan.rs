@@ -40,21 +40,15 @@ impl Plan {
     pub(super) fn take(&mut self, fault: &Fault) -> bool {
         let body = |after: &u64, kind| BodyFault { after: *after, kind };
         match fault {
-            Fault::Delay { milliseconds } => {
-                put(&mut self.delay, Duration::from_millis(*milliseconds))
-            }
+            Fault::Delay { milliseconds } => put(&mut self.delay, Duration::from_millis(*milliseconds)),
             Fault::Call(callback) => put(&mut self.call, callback.clone()),
             Fault::HangBeforeHeaders => !std::mem::replace(&mut self.hang, true),
             Fault::Status(reply) => put(&mut self.answer, Instead::Reply(reply.clone())),
             Fault::Reset => put(&mut self.answer, Instead::Reset),
             Fault::HangInBody { after } => put(&mut self.body, body(after, BodyFaultKind::Hang)),
             Fault::Cut { after } => put(&mut self.body, body(after, BodyFaultKind::Cut)),
-            Fault::Truncate { after } => {
-                put(&mut self.body, body(after, BodyFaultKind::Truncate))
-            }
-            Fault::Bandwidth { bytes_per_second } => {
-                put(&mut self.bytes_per_second, (*bytes_per_second).max(1))
-            }
+            Fault::Truncate { after } => put(&mut self.body, body(after, BodyFaultKind::Truncate)),
+            Fault::Bandwidth { bytes_per_second } => put(&mut self.bytes_per_second, (*bytes_per_second).max(1)),
         }
     }
 }

@@ -19,6 +19,9 @@ use crate::log::{Ending, Record};
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
+/// So small that the log's count and a limited bandwidth follow what the client gets.
+const CHUNK: usize = 65_536;
+
 /// A connection ended by a fault.
 #[derive(Debug, thiserror::Error)]
 #[error("ended by a fault")]
@@ -40,18 +43,12 @@ pub(super) struct Sending {
     started: Instant,
     sent: u64,
     total: Option<u64>,
-    /// What was held back of a frame that spans the point of a fault.
+    /// What is left of a frame that was split.
     rest: Option<Bytes>,
 }
 
 impl Sending {
-    pub(super) fn new(
-        body: Body,
-        plan: &Plan,
-        record: Arc<Record>,
-        link: Arc<Link>,
-        faults: Faults,
-    ) -> Body {
+    pub(super) fn new(body: Body, plan: &Plan, record: Arc<Record>, link: Arc<Link>, faults: Faults) -> Body {
         let hint = hyper::body::Body::size_hint(&body);
         let total = hint.exact();
         let mut fault = plan.body;
@@ -90,7 +87,7 @@ impl Sending {
             return Ok(None);
         };
         let frame = match frame?.into_data() {
-            Ok(data) => Frame::data(self.up_to_the_fault(data)),
+            Ok(data) => Frame::data(self.split(data)),
             Err(trailers) => trailers,
         };
         if let Some(data) = frame.data_ref() {
@@ -115,12 +112,12 @@ impl Sending {
         }
     }
 
-    fn up_to_the_fault(&mut self, mut data: Bytes) -> Bytes {
-        let left = self.fault.map(|fault| fault.after - self.sent);
-        if let Some(left) = left.and_then(|left| usize::try_from(left).ok())
-            && left < data.len()
-        {
-            self.rest = Some(data.split_off(left));
+    /// The next chunk, which ends at the point of a fault.
+    fn split(&mut self, mut data: Bytes) -> Bytes {
+        let left = self.fault.map_or(u64::MAX, |fault| fault.after - self.sent);
+        let most = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+        if most < data.len() {
+            self.rest = Some(data.split_off(most));
         }
         data
     }
@@ -158,10 +155,7 @@ where
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         Pin::new(&mut self.frames).poll_next(cx)
     }
 

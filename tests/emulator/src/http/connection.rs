@@ -27,14 +27,8 @@ impl Link {
     /// A stream for the HTTP server, and the link to it.
     pub(crate) fn new(stream: TcpStream) -> io::Result<(Stream, Arc<Self>)> {
         let socket = SockRef::from(&stream).try_clone()?;
-        let link = Arc::new(Self {
-            socket,
-            resets: AtomicBool::new(false),
-        });
-        let stream = Stream {
-            stream,
-            link: Arc::clone(&link),
-        };
+        let link = Arc::new(Self { socket, resets: AtomicBool::new(false) });
+        let stream = Stream { stream, link: Arc::clone(&link) };
         Ok((stream, link))
     }
 
@@ -75,21 +69,13 @@ pub(crate) struct Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

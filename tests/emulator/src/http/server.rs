@@ -62,11 +62,7 @@ impl Server {
             .name(format!("emu-{name}"))
             .spawn(run)
             .map_err(Error::io("starting a thread"))?;
-        Ok(Self {
-            address,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -94,11 +90,7 @@ fn listen(port: u16) -> std::io::Result<StdListener> {
     Ok(socket.into())
 }
 
-async fn accept<H: Handler>(
-    listener: StdListener,
-    tls: Option<TlsAcceptor>,
-    service: Arc<Service<H>>,
-) {
+async fn accept<H: Handler>(listener: StdListener, tls: Option<TlsAcceptor>, service: Arc<Service<H>>) {
     let Ok(listener) = TcpListener::from_std(listener) else {
         return;
     };
@@ -112,11 +104,7 @@ async fn accept<H: Handler>(
     }
 }
 
-async fn connection<H: Handler>(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    service: Arc<Service<H>>,
-) {
+async fn connection<H: Handler>(stream: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Service<H>>) {
     let _opened = Opened::new(service.log());
     // Small answers must not wait for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
@@ -137,12 +125,8 @@ async fn connection<H: Handler>(
     }
 }
 
-async fn speak<S, H>(
-    stream: S,
-    link: Arc<Link>,
-    ends: (SocketAddr, SocketAddr),
-    service: Arc<Service<H>>,
-) where
+async fn speak<S, H>(stream: S, link: Arc<Link>, ends: (SocketAddr, SocketAddr), service: Arc<Service<H>>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Handler,
 {

@@ -34,11 +34,7 @@ pub(crate) struct Service<H> {
 
 impl<H: Handler> Service<H> {
     pub(crate) fn new(handler: H, log: &Log, faults: &Faults) -> Arc<Self> {
-        Arc::new(Self {
-            handler: Arc::new(handler),
-            log: log.clone(),
-            faults: faults.clone(),
-        })
+        Arc::new(Self { handler: Arc::new(handler), log: log.clone(), faults: faults.clone() })
     }
 
     pub(super) fn log(&self) -> &Log {
@@ -101,10 +97,7 @@ fn response(reply: Reply) -> Response<Body> {
     let mut response = Response::new(full(reply.body));
     *response.status_mut() = status;
     for (name, value) in &reply.headers {
-        if let (Ok(name), Ok(value)) = (
-            HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_str(value),
-        ) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
             response.headers_mut().append(name, value);
         }
     }

@@ -28,11 +28,7 @@ pub struct Identity {
 impl Identity {
     /// The machine's own; the log calls it `system`.
     pub fn system() -> Self {
-        Self::named(
-            IdentityKind::SystemAssigned,
-            "system",
-            "Microsoft.Compute/virtualMachines/emulator",
-        )
+        Self::named(IdentityKind::SystemAssigned, "system", "Microsoft.Compute/virtualMachines/emulator")
     }
 
     /// A user-assigned one.
@@ -51,9 +47,7 @@ impl Identity {
             name: name.to_owned(),
             client_id: id("client"),
             object_id: id("object"),
-            resource_id: format!(
-                "/subscriptions/{SUBSCRIPTION}/resourcegroups/{RESOURCE_GROUP}/providers/{provider}"
-            ),
+            resource_id: format!("/subscriptions/{SUBSCRIPTION}/resourcegroups/{RESOURCE_GROUP}/providers/{provider}"),
         }
     }
 }

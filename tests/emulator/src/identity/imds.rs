@@ -38,14 +38,11 @@ impl Imds {
     fn token(&self, request: &Request<Incoming>, record: &Record) -> Result<Value, Refusal> {
         check_headers(request)?;
         let query = request.uri().query().unwrap_or_default();
-        let query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes())
-            .into_owned()
-            .collect();
+        let query: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         check_query(&query)?;
         let resource = value(&query, "resource").filter(|resource| !resource.is_empty());
-        let resource = resource.ok_or_else(|| {
-            refuse("invalid_request", "Required query variable 'resource' is missing")
-        })?;
+        let resource =
+            resource.ok_or_else(|| refuse("invalid_request", "Required query variable 'resource' is missing"))?;
         let (identity, selector, refresh_in, size) = {
             let settings = lock(&self.settings);
             let (identity, selector) = choose(&settings.assigned, &query)
@@ -87,11 +84,7 @@ impl Imds {
 }
 
 impl Handler for Imds {
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        record: Arc<Record>,
-    ) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         let token = self.token(&request, &record);
         match token {
             Ok(token) => json_response(StatusCode::OK, &token),
@@ -118,17 +111,11 @@ fn check_headers(request: &Request<Incoming>) -> Result<(), Refusal> {
     }
     let header = |name| request.headers().get(name);
     if header("metadata").is_none_or(|value| value.as_bytes() != b"true") {
-        return Err(refuse(
-            "bad_request_102",
-            "Required metadata header not specified",
-        ));
+        return Err(refuse("bad_request_102", "Required metadata header not specified"));
     }
     // It tells of a proxy in between, that is of a request that a stranger may have caused.
     if header("x-forwarded-for").is_some() {
-        return Err(refuse(
-            "bad_request_102",
-            "The X-Forwarded-For header is not allowed",
-        ));
+        return Err(refuse("bad_request_102", "The X-Forwarded-For header is not allowed"));
     }
     Ok(())
 }

@@ -39,13 +39,7 @@ impl IdentityService {
         let (log, faults) = (Log::new("identity"), Faults::default());
         let handler = imds::Imds::new(issuer.clone(), Arc::clone(&settings));
         let server = Server::start(port, None, Service::new(handler, &log, &faults))?;
-        let service = Self {
-            server,
-            settings,
-            issuer,
-            log,
-            faults,
-        };
+        let service = Self { server, settings, issuer, log, faults };
         service.assign(identities)?;
         Ok(service)
     }

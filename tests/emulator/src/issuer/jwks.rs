@@ -53,10 +53,7 @@ impl Jwks {
         }
         let key = self.keys.iter().find(|key| key.kid == header.kid);
         let key = key.ok_or(TokenRefused::UnknownKey)?;
-        let public = RsaPublicKeyComponents {
-            n: bytes(&key.n)?,
-            e: bytes(&key.e)?,
-        };
+        let public = RsaPublicKeyComponents { n: bytes(&key.n)?, e: bytes(&key.e)? };
         let signature = bytes(signature)?;
         public
             .verify(&RSA_PKCS1_2048_8192_SHA256, signed.as_bytes(), &signature)
@@ -66,9 +63,7 @@ impl Jwks {
 }
 
 fn bytes(text: &str) -> Result<Vec<u8>, TokenRefused> {
-    URL_SAFE_NO_PAD
-        .decode(text)
-        .map_err(|_| TokenRefused::Malformed)
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| TokenRefused::Malformed)
 }
 
 fn part<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, TokenRefused> {

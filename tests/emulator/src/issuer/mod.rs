@@ -94,12 +94,8 @@ impl Issuer {
             None => self.unsigned(&claims, 0, 0),
             Some(size) => self.unsigned_for(&claims, size)?,
         };
-        let token = Token {
-            text: self.sign(unsigned)?,
-            audience: request.audience.clone(),
-            issued_at: now,
-            expires_on,
-        };
+        let token =
+            Token { text: self.sign(unsigned)?, audience: request.audience.clone(), issued_at: now, expires_on };
         lock(&self.0.issued).push(token.clone());
         Ok(token)
     }
@@ -126,8 +122,7 @@ impl Issuer {
         if pad > 0 {
             claims["padding"] = Value::String("A".repeat(pad));
         }
-        let [header, claims] =
-            [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
+        let [header, claims] = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part.to_string()));
         format!("{header}.{claims}")
     }
 
@@ -135,14 +130,12 @@ impl Issuer {
     fn unsigned_for(&self, claims: &Value, size: usize) -> Result<String, Error> {
         let signature = 1 + (self.0.key.public_modulus_len() * 4).div_ceil(3);
         let smallest = self.unsigned(claims, 1, 1).len() + signature;
-        let missing = size.checked_sub(smallest).ok_or_else(|| {
-            Error::invalid("token size", format!("{size} is less than {smallest}"))
-        })?;
+        let missing = size
+            .checked_sub(smallest)
+            .ok_or_else(|| Error::invalid("token size", format!("{size} is less than {smallest}")))?;
         let guess = missing / 4 * 3 + 1;
         (1..=3)
-            .flat_map(|header| {
-                (guess.saturating_sub(4).max(1)..guess + 4).map(move |pad| (header, pad))
-            })
+            .flat_map(|header| (guess.saturating_sub(4).max(1)..guess + 4).map(move |pad| (header, pad)))
             .map(|(header, pad)| self.unsigned(claims, header, pad))
             .find(|unsigned| unsigned.len() + signature == size)
             .ok_or_else(|| Error::invalid("token size", "no padding reaches it"))
@@ -151,13 +144,8 @@ impl Issuer {
     fn sign(&self, mut token: String) -> Result<String, Error> {
         let key = &self.0.key;
         let mut signature = vec![0; key.public_modulus_len()];
-        key.sign(
-            &signature::RSA_PKCS1_SHA256,
-            &SystemRandom::new(),
-            token.as_bytes(),
-            &mut signature,
-        )
-        .map_err(|_| Error::Crypto("RS256 signature"))?;
+        key.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signature)
+            .map_err(|_| Error::Crypto("RS256 signature"))?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         Ok(token)

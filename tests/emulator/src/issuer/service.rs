@@ -49,11 +49,7 @@ struct Documents {
 }
 
 impl Handler for Documents {
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        record: Arc<Record>,
-    ) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         let address: SocketAddr = record.local();
         match request.uri().path() {
             KEYS => json_response(StatusCode::OK, &self.issuer.jwks()),

@@ -64,10 +64,7 @@ impl Counters {
 
     /// The tokens issued to `identity` for `resource`.
     pub fn issued(&self, identity: &str, resource: &str) -> usize {
-        let found = self
-            .by_identity
-            .iter()
-            .find(|count| count.identity == identity && count.resource == resource);
+        let found = self.by_identity.iter().find(|count| count.identity == identity && count.resource == resource);
         found.map_or(0, |count| count.requests)
     }
 }

@@ -74,11 +74,7 @@ impl State {
 
 impl Log {
     pub(crate) fn new(service: &'static str) -> Self {
-        Self(Arc::new(Board {
-            service,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }))
+        Self(Arc::new(Board { service, state: Mutex::default(), changed: Condvar::new() }))
     }
 
     /// The service whose log it is.
@@ -143,12 +139,7 @@ impl Log {
     }
 
     /// Waits for any state; `what` names it in the error.
-    pub fn wait_until(
-        &self,
-        what: &str,
-        within: Duration,
-        reached: impl Fn(&State) -> bool,
-    ) -> Result<(), Error> {
+    pub fn wait_until(&self, what: &str, within: Duration, reached: impl Fn(&State) -> bool) -> Result<(), Error> {
         let end = Instant::now() + within;
         let mut state = self.state();
         while !reached(&state) {

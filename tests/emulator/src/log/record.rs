@@ -18,12 +18,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new<B>(
-        log: &Log,
-        request: &Request<B>,
-        peer: SocketAddr,
-        local: SocketAddr,
-    ) -> (Self, Entry) {
+    pub(crate) fn new<B>(log: &Log, request: &Request<B>, peer: SocketAddr, local: SocketAddr) -> (Self, Entry) {
         let raw_query = request.uri().query().unwrap_or_default();
         let headers = request.headers().iter();
         let mut entry = Entry {
@@ -33,9 +28,7 @@ impl Record {
             method: request.method().to_string(),
             path: request.uri().path().to_owned(),
             raw_query: raw_query.to_owned(),
-            query: form_urlencoded::parse(raw_query.as_bytes())
-                .into_owned()
-                .collect(),
+            query: form_urlencoded::parse(raw_query.as_bytes()).into_owned().collect(),
             headers: headers
                 .map(|(name, value)| {
                     let value = String::from_utf8_lossy(value.as_bytes());
@@ -55,12 +48,7 @@ impl Record {
             entry.sequence = state.next();
             state.requests.push(entry.clone());
         });
-        let record = Self {
-            log: log.clone(),
-            sequence: entry.sequence,
-            local,
-            ended: AtomicBool::new(false),
-        };
+        let record = Self { log: log.clone(), sequence: entry.sequence, local, ended: AtomicBool::new(false) };
         (record, entry)
     }
 
@@ -71,8 +59,7 @@ impl Record {
 
     /// Changes the entry, unless the log was cleared meanwhile.
     pub(crate) fn note(&self, how: impl FnOnce(&mut Entry)) {
-        self.log
-            .change(|state| state.entry(self.sequence).map(how));
+        self.log.change(|state| state.entry(self.sequence).map(how));
     }
 
     /// Says how the request ended; the first word counts.
@@ -132,7 +119,5 @@ impl Drop for Opened {
 fn bearer<B>(request: &Request<B>) -> Option<String> {
     let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| token.trim().to_owned())
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
 }

@@ -57,9 +57,7 @@ impl Trust {
         let header = request.headers().get(AUTHORIZATION);
         let token = header
             .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-            .ok_or_else(|| {
-                Refusal::unauthorized("AKV10000: Request is missing a Bearer or PoP token.")
-            })?;
+            .ok_or_else(|| Refusal::unauthorized("AKV10000: Request is missing a Bearer or PoP token."))?;
         let claims = self.verify(token).await?;
         let text = |name: &str| claims[name].as_str().unwrap_or_default().to_owned();
         let issuer = format!("https://sts.windows.net/{}/", self.tenant);
@@ -80,12 +78,10 @@ impl Trust {
         let now = unix_now();
         match (time("nbf"), time("exp")) {
             (Some(from), Some(until)) if (from..until).contains(&now) => Ok(()),
-            (Some(from), _) if now < from => Err(Refusal::unauthorized(
-                "[TokenNotYetValid] Error validating token: the token is not valid yet.",
-            )),
-            _ => Err(Refusal::unauthorized(
-                "[TokenExpired] Error validating token: the token is expired.",
-            )),
+            (Some(from), _) if now < from => {
+                Err(Refusal::unauthorized("[TokenNotYetValid] Error validating token: the token is not valid yet."))
+            }
+            _ => Err(Refusal::unauthorized("[TokenExpired] Error validating token: the token is expired.")),
         }
     }
 
@@ -94,9 +90,10 @@ impl Trust {
         let verified = match known {
             // A key that the issuer published since the last fetch, or the first fetch at all.
             Err(TokenRefused::UnknownKey) => {
-                let keys = self.fetch().await.map_err(|error| {
-                    Refusal::unauthorized(format!("the issuer's keys cannot be fetched: {error}"))
-                })?;
+                let keys = self
+                    .fetch()
+                    .await
+                    .map_err(|error| Refusal::unauthorized(format!("the issuer's keys cannot be fetched: {error}")))?;
                 *lock(&self.keys) = keys.clone();
                 keys.verify(token)
             }
@@ -105,9 +102,7 @@ impl Trust {
         verified.map_err(|why| {
             Refusal::unauthorized(match why {
                 TokenRefused::Malformed => "AKV10001: The token is not a signed JWT.",
-                TokenRefused::UnknownKey => {
-                    "AKV10046: Unable to resolve the key used for signature validation."
-                }
+                TokenRefused::UnknownKey => "AKV10046: Unable to resolve the key used for signature validation.",
                 TokenRefused::Signature => "AKV10046: The token's signature does not hold.",
             })
         })

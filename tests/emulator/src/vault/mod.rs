@@ -48,12 +48,7 @@ impl VaultService {
         let handler = route::Vault::new(trust, Arc::clone(&secrets));
         let service = Service::new(handler, &log, &faults);
         let server = Server::start(config.port, Some(config.pki.server_config()?), service)?;
-        let vault = Self {
-            server,
-            secrets,
-            log,
-            faults,
-        };
+        let vault = Self { server, secrets, log, faults };
         for secret in config.secrets {
             vault.put(secret)?;
         }

@@ -35,17 +35,8 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "SecretNotFound", message)
     }
 
-    pub(super) fn new(
-        status: StatusCode,
-        code: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
-        Self {
-            status,
-            code,
-            inner: None,
-            message: message.into(),
-        }
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, inner: None, message: message.into() }
     }
 
     pub(super) fn body(&self) -> Value {

@@ -16,8 +16,17 @@ use crate::http::{Body, Handler, json_response};
 use crate::log::Record;
 
 const API_VERSIONS: [&str; 11] = [
-    "7.0", "7.1", "7.2", "7.3", "7.4", "7.5", "7.6", "2025-06-01-preview", "2025-07-01",
-    "2026-03-01-preview", "2026-04-01",
+    "7.0",
+    "7.1",
+    "7.2",
+    "7.3",
+    "7.4",
+    "7.5",
+    "7.6",
+    "2025-06-01-preview",
+    "2025-07-01",
+    "2026-03-01-preview",
+    "2026-04-01",
 ];
 
 pub(super) struct Vault {
@@ -68,11 +77,7 @@ impl Vault {
 }
 
 impl Handler for Vault {
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        record: Arc<Record>,
-    ) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         let object = self.object(&request, &record.local().to_string()).await;
         let mut response = match &object {
             Ok(object) => json_response(StatusCode::OK, object),
@@ -93,10 +98,7 @@ impl Handler for Vault {
         if let Some(id) = request.headers().get(&client) {
             headers.insert(client, id.clone());
         }
-        headers.insert(
-            HeaderName::from_static("x-ms-keyvault-region"),
-            HeaderValue::from_static("emulator"),
-        );
+        headers.insert(HeaderName::from_static("x-ms-keyvault-region"), HeaderValue::from_static("emulator"));
         response
     }
 }
@@ -106,9 +108,7 @@ fn check_version(uri: &Uri) -> Result<(), Refusal> {
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     let version = pairs.find(|(name, _)| name == "api-version");
     let Some((_, version)) = version else {
-        return Err(Refusal::bad_parameter(
-            "The request must specify the query parameter api-version.",
-        ));
+        return Err(Refusal::bad_parameter("The request must specify the query parameter api-version."));
     };
     if !API_VERSIONS.contains(&version.as_ref()) {
         let newest = API_VERSIONS[API_VERSIONS.len() - 1];

@@ -38,13 +38,7 @@ pub struct SecretAttributes {
 impl Default for SecretAttributes {
     fn default() -> Self {
         let now = unix_now();
-        Self {
-            enabled: true,
-            nbf: None,
-            exp: None,
-            created: now,
-            updated: now,
-        }
+        Self { enabled: true, nbf: None, exp: None, created: now, updated: now }
     }
 }
 
@@ -107,19 +101,12 @@ impl Secrets {
     }
 
     /// The bundle of a version, or of the newest.
-    pub(super) fn get(
-        &self,
-        host: &str,
-        name: &str,
-        version: Option<&str>,
-    ) -> Result<Value, Refusal> {
+    pub(super) fn get(&self, host: &str, name: &str, version: Option<&str>) -> Result<Value, Refusal> {
         let versions = self.0.get(&name.to_ascii_lowercase());
         let versions = versions.map(Vec::as_slice).unwrap_or_default();
         let found = match version {
             None => versions.last(),
-            Some(version) => versions
-                .iter()
-                .find(|(known, _)| known.eq_ignore_ascii_case(version)),
+            Some(version) => versions.iter().find(|(known, _)| known.eq_ignore_ascii_case(version)),
         };
         let Some((version, secret)) = found else {
             let path = version.map_or(name.to_owned(), |version| format!("{name}/{version}"));

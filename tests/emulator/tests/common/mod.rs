@@ -61,7 +61,10 @@ pub fn connect(url: &str, pki: Option<&Pki>) -> (Box<dyn Duplex>, String) {
     let authority = rest.split('/').next().unwrap();
     let stream = TcpStream::connect(authority).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
-    let path = rest[authority.len()..].to_owned();
+    let path = match &rest[authority.len()..] {
+        "" => "/".to_owned(),
+        path => path.to_owned(),
+    };
     match scheme {
         "http" => (Box::new(stream), path),
         _ => {
@@ -73,13 +76,7 @@ pub fn connect(url: &str, pki: Option<&Pki>) -> (Box<dyn Duplex>, String) {
     }
 }
 
-pub fn send(
-    pki: Option<&Pki>,
-    method: &str,
-    url: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> Answer {
+pub fn send(pki: Option<&Pki>, method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let (mut stream, path) = connect(url, pki);
     let authority = url.split('/').nth(2).unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n");
@@ -90,9 +87,7 @@ pub fn send(
         head += &format!("content-length: {}\r\n", body.len());
     }
     head += "\r\n";
-    let written = stream
-        .write_all(head.as_bytes())
-        .and_then(|()| stream.write_all(body));
+    let written = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     let mut received = Vec::new();
     let end = match written {
         Ok(()) => read_all(&mut *stream, &mut received),
@@ -143,10 +138,5 @@ fn parse(received: &[u8], end: Option<ErrorKind>) -> Answer {
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse();
     let headers = lines.map(|line| line.split_once(": ").unwrap());
     let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-    Answer {
-        status: status.unwrap(),
-        headers: headers.collect(),
-        body: received[split + 4..].to_vec(),
-        end,
-    }
+    Answer { status: status.unwrap(), headers: headers.collect(), body: received[split + 4..].to_vec(), end }
 }
