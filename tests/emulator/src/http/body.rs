@@ -48,7 +48,8 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    pub(super) fn new(body: Body, plan: &Plan, record: Arc<Record>, link: Arc<Link>, faults: Faults) -> Body {
+    /// The body with the faults of `plan` in it.
+    pub(super) fn body(body: Body, plan: &Plan, record: Arc<Record>, link: Arc<Link>, faults: Faults) -> Body {
         let hint = hyper::body::Body::size_hint(&body);
         let total = hint.exact();
         let mut fault = plan.body;
@@ -164,6 +165,6 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }

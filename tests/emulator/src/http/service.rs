@@ -78,7 +78,7 @@ impl<H: Handler> Service<H> {
         };
         record.note(|entry| entry.status = Some(response.status().as_u16()));
         let faults = self.faults.clone();
-        Ok(response.map(|body| Sending::new(body, &plan, record, link, faults)))
+        Ok(response.map(|body| Sending::body(body, &plan, record, link, faults)))
     }
 }
 
