@@ -219,3 +219,39 @@ fn a_client_that_leaves_is_told_from_one_that_was_answered() {
     identity.log().wait_for_ended(1, SOON).unwrap();
     assert_eq!(identity.log().requests()[0].ending, Ending::Broken);
 }
+
+#[test]
+fn a_hang_over_tls_outlives_a_client_that_resets() {
+    let emulator = emulator();
+    let vault = emulator.vault();
+    vault.faults().next(1, Fault::HangBeforeHeaders);
+    let address = emulator.vault_uri().replace("https://", "");
+    let stream = std::net::TcpStream::connect(address).unwrap();
+    let config = std::sync::Arc::new(emulator.pki().client_config().unwrap());
+    let tls = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    let mut client = rustls::StreamOwned::new(tls, stream);
+    client.write_all(b"GET /secrets/db HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    vault.log().wait_for_held(1, SOON).unwrap();
+    socket2::SockRef::from(&client.sock).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    thread::sleep(MOMENT);
+    assert_eq!(vault.log().held(), 1);
+    assert_eq!(vault.log().requests()[0].ending, Ending::UnderWay);
+}
+
+#[test]
+fn one_identity_hangs_and_two_hundred_others_are_answered_at_once() {
+    let emulator = emulator();
+    let keys = Identity::user("keys").client_id;
+    let faults = emulator.identity().faults();
+    faults.add(Rule::new(Fault::HangBeforeHeaders).when(Filter::query(&keys)));
+    faults.always(Fault::delay(Duration::from_millis(50)));
+    let hung: Vec<_> = (0..20).map(|_| ask_and_leave(&emulator, &format!("&client_id={keys}"))).collect();
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..200).map(|_| scope.spawn(|| ask(&emulator, STORAGE, "").status)).collect();
+        assert!(asking.into_iter().all(|asked| asked.join().unwrap() == 200));
+    });
+    emulator.identity().log().wait_for_held(20, SOON).unwrap();
+    assert_eq!(emulator.identity().log().counters().issued("system", STORAGE), 200);
+    drop(hung);
+}
