@@ -98,16 +98,16 @@ pub fn is_no_such_range(error: &object_store::Error) -> bool {
     false
 }
 
-/// For one request, or one range as long as nothing of it arrives. A statement can be cancelled at any
-/// moment, so this only has to outlast a service that is restarted or busy.
+/// For one request, or one range as long as nothing of it arrives: about 5 s of pauses, which outlast a
+/// connection that was cut and a service that moves. A statement can be cancelled at any moment.
 fn retry() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(200),
+            init_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(10),
-            base: 2.0,
+            base: 3.0,
         },
-        max_retries: 6,
+        max_retries: 7,
         retry_timeout: Duration::from_secs(180),
     }
 }

@@ -16,6 +16,10 @@ use pgrx::prelude::*;
 use super::super::error::OrRaise;
 use crate::http::failure::{Failure, Kind};
 
+/// Core's folder for temporary files in `base`, and how their names begin; not every major's bindings
+/// have the two constants.
+const TEMPORARY: &str = "pgsql_tmp";
+
 thread_local! {
     /// The files of this process. FATAL ends it without dropping anything.
     static FILES: RefCell<Vec<CString>> = const { RefCell::new(Vec::new()) };
@@ -35,8 +39,8 @@ impl Spool {
         let number = NUMBER.replace(NUMBER.get() + 1);
         // SAFETY: plain globals of a running backend.
         let (data, pid) = unsafe { (CStr::from_ptr(pg_sys::DataDir), pg_sys::MyProcPid) };
-        let folder = [data.to_bytes(), b"/base/", pg_sys::PG_TEMP_FILES_DIR.to_bytes()].concat();
-        let name = format!("/{}{pid}.{number}", pg_sys::PG_TEMP_FILE_PREFIX.to_string_lossy());
+        let folder = [data.to_bytes(), b"/base/", TEMPORARY.as_bytes()].concat();
+        let name = format!("/{TEMPORARY}{pid}.{number}");
         let path = CString::new([&folder, name.as_bytes()].concat()).unwrap_or_default();
         let made = new_file(&path).or_else(|error| {
             if error.kind() != ErrorKind::NotFound {
