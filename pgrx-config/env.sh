@@ -7,6 +7,12 @@ unset RUST_BACKTRACE
 
 PGRX_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
+# Under sudo the owner's tree would fill with root's files.
+if [ "$(id -u)" = 0 ] && [ -n "${SUDO_USER:-}" ] && [ ! -O "$PGRX_HOME" ]; then
+    echo "please run this without sudo; what needs root asks for it" >&2
+    return 1
+fi
+
 if [ "$(id -u)" = 0 ]; then
     # PostgreSQL refuses to run as root: its servers then run as this user, who must be able to read the cache.
     RUN_AS=postgres

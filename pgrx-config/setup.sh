@@ -74,8 +74,8 @@ missing_packages() {
 }
 present() {
     case $1 in
-        cargo-pgrx) cargo pgrx --version 2>/dev/null | grep -q -x "cargo-pgrx $pgrx_version" ;;
-        cargo-deny) cargo deny --version 2>/dev/null | grep -q -x "cargo-deny $deny_version" ;;
+        cargo-pgrx) [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $pgrx_version" ] ;;
+        cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
@@ -107,14 +107,17 @@ fi
 # 4. Servers come from apt, or are built where apt has none.
 sudo=(sudo)
 if [ "$(id -u)" = 0 ]; then sudo=(); fi
-if [ ${#sudo[@]} != 0 ] && ! command -v sudo >/dev/null; then
-    echo "apt needs root, and there is no sudo here: run make $goal as root once" >&2
-    exit 1
+if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]}" == *" "@(server|regress)-* ]]; then
+    if [ ${#sudo[@]} != 0 ] && ! command -v sudo >/dev/null; then
+        echo "apt needs root, and there is no sudo here: run make $goal as root once" >&2
+        exit 1
+    fi
+    echo "make $goal: packages are missing; reading apt's lists"
+    # A list that cannot be read is often one of many; if it is the wrong one, the installation will say so.
+    "${sudo[@]}" apt-get -q -q update </dev/null || echo "going on with the lists there are" >&2
 fi
-apt_has() { LC_ALL=C apt-cache policy "$1" | grep -q 'Candidate: [0-9]'; }
-echo "make $goal: something is missing; reading apt's package lists"
-# A list that cannot be read is often one of many; if it is the wrong one, the installation will say so.
-"${sudo[@]}" apt-get -q -q update </dev/null || echo "going on with the lists there are" >&2
+# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
+apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 
 todo=()
 for piece in "${missing[@]}"; do
@@ -165,14 +168,16 @@ install_packages() {
     "${sudo[@]}" mkdir -p "$(dirname "$no_cluster")"
     echo 'create_main_cluster = false' | "${sudo[@]}" tee "$no_cluster" >/dev/null
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q -y install --no-install-recommends "${apt[@]}" </dev/null
+        apt-get -q -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends "${apt[@]}" </dev/null
     "${sudo[@]}" rm -f "$no_cluster"
     trap - EXIT
 }
+from_crates() { cargo install --quiet --root "$MI_CACHE/tools" --locked --force --version "$2" "$1"; }
 add() {
+    echo "adding $1"
     case $1 in
-        cargo-pgrx) cargo install --root "$MI_CACHE/tools" --locked --force --version "$pgrx_version" cargo-pgrx ;;
-        cargo-deny) cargo install --root "$MI_CACHE/tools" --locked --force --version "$deny_version" cargo-deny ;;
+        cargo-pgrx) from_crates cargo-pgrx "$pgrx_version" ;;
+        cargo-deny) from_crates cargo-deny "$deny_version" ;;
         azurite)
             rm -rf "$MI_CACHE/azurite" "$MI_CACHE/azurite.new"
             mkdir "$MI_CACHE/azurite.new"

@@ -82,7 +82,13 @@ impl Download {
     }
 }
 
-async fn produce(target: &Target, bearer: Bearer, gzip: bool, block: usize, out: &mpsc::Sender<Next>) -> Result<(), Failure> {
+async fn produce(
+    target: &Target,
+    bearer: Bearer,
+    gzip: bool,
+    block: usize,
+    out: &mpsc::Sender<Next>,
+) -> Result<(), Failure> {
     let store = Arc::new(Store::open(target, bearer, Operation::Read)?);
     let mut out = Output { out, gunzip: gzip.then(Gunzip::default) };
     let range = blocks::range(block);
@@ -139,7 +145,9 @@ async fn fetch(
         let before = data.len();
         match fetch_some(&store, range.start + before as u64..range.end, &e_tag, answer.take(), &mut data).await {
             Ok(()) if data.len() == wanted => return Ok(data.into()),
-            Ok(()) => return Err(Failure::new(Kind::Protocol, "the storage service sent more or less than was asked for")),
+            Ok(()) => {
+                return Err(Failure::new(Kind::Protocol, "the storage service sent more or less than was asked for"));
+            }
             Err(failure) if failure.kind.is_transient() && data.len() > before => {}
             Err(failure) => return Err(failure),
         }

@@ -44,8 +44,12 @@ impl Refusal {
                 Kind::NotAuthorized,
                 "azure_storage: Permission is not sufficient to perform requested operation",
                 Some(match operation {
-                    Operation::Read => "The identity needs the role \"Storage Blob Data Reader\" on the account or container.",
-                    Operation::Write => "The identity needs the role \"Storage Blob Data Contributor\" on the account or container.",
+                    Operation::Read => {
+                        "The identity needs the role \"Storage Blob Data Reader\" on the account or container."
+                    }
+                    Operation::Write => {
+                        "The identity needs the role \"Storage Blob Data Contributor\" on the account or container."
+                    }
                 }),
             ),
             (404, Operation::Read) if error_code != "ContainerNotFound" => {

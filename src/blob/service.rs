@@ -45,9 +45,8 @@ pub struct Service {
 #[async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let url = Url::parse(&request.uri().to_string()).map_err(|_| {
-            stop(Failure::new(Kind::Local, "a request's URL could not be built"))
-        })?;
+        let url = Url::parse(&request.uri().to_string())
+            .map_err(|_| stop(Failure::new(Kind::Local, "a request's URL could not be built")))?;
         let token = self.bearer.usable().await;
         let answer = self.send(&request, &url, &token).await?;
         if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -69,7 +68,8 @@ impl Service {
         *outgoing.headers_mut() = headers;
         let progress = Progress::default();
         if body.content_length() > 0 {
-            *outgoing.body_mut() = Some(reqwest::Body::wrap(Watched { body, rest: Bytes::new(), progress: progress.clone() }));
+            *outgoing.body_mut() =
+                Some(reqwest::Body::wrap(Watched { body, rest: Bytes::new(), progress: progress.clone() }));
         }
         let answer = self.watched(outgoing, &progress).await?;
         let answer: http::Response<reqwest::Body> = answer.into();

@@ -102,7 +102,11 @@ pub fn is_no_such_range(error: &object_store::Error) -> bool {
 /// connection that was cut and a service that moves. A statement can be cancelled at any moment.
 fn retry() -> RetryConfig {
     RetryConfig {
-        backoff: BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(10), base: 3.0 },
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(10),
+            base: 3.0,
+        },
         max_retries: 7,
         retry_timeout: Duration::from_secs(180),
     }
@@ -131,7 +135,8 @@ mod tests {
             }
         });
         let target = Target {
-            destination: Destination::parse(&format!("http://127.0.0.1:{port}/acct"), "endpoint").expect("a destination"),
+            destination: Destination::parse(&format!("http://127.0.0.1:{port}/acct"), "endpoint")
+                .expect("a destination"),
             blob: Blob { container: "inbox".into(), name: "ä b/50%25#1?.csv".into() },
             http: client::Options {
                 connect_timeout: Duration::from_secs(1),
@@ -152,8 +157,9 @@ mod tests {
 
     #[test]
     fn the_name_is_encoded_once_and_version_and_bearer_are_sent() {
-        let (target, requests) =
-            server("HTTP/1.1 404 Not Found\r\nx-ms-error-code: ContainerNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let (target, requests) = server(
+            "HTTP/1.1 404 Not Found\r\nx-ms-error-code: ContainerNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
         let failure = ask(&target, Operation::Read);
         assert_eq!(failure.kind, Kind::NotFound);
         assert_eq!(failure.message, "azure_storage: container with the given name does not exist");

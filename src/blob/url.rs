@@ -29,9 +29,8 @@ impl BlobUrl {
 
     /// Parses by the strict rules of [`strict_url`]; 22023 otherwise.
     pub fn parse(text: &str) -> Result<Self, Failure> {
-        let url = strict_url(text, "the blob URL").map_err(|failure| {
-            failure.hint("Write https://<account>.blob.core.windows.net/<container>/<blob>.")
-        })?;
+        let url = strict_url(text, "the blob URL")
+            .map_err(|failure| failure.hint("Write https://<account>.blob.core.windows.net/<container>/<blob>."))?;
         Ok(Self { url })
     }
 
@@ -155,7 +154,20 @@ mod tests {
 
     #[test]
     fn what_names_no_blob_is_refused() {
-        for path in ["", "/", "/abc", "/abc/", "/AB/x", "/ab/x", "/abc//x", "/abc/x/", "/a--b/x", "/abc/%00", "/abc/%ff", "/abc/x%2f..%2fy"] {
+        for path in [
+            "",
+            "/",
+            "/abc",
+            "/abc/",
+            "/AB/x",
+            "/ab/x",
+            "/abc//x",
+            "/abc/x/",
+            "/a--b/x",
+            "/abc/%00",
+            "/abc/%ff",
+            "/abc/x%2f..%2fy",
+        ] {
             let url = BlobUrl::parse(&format!("https://sales.blob.core.windows.net{path}")).expect(path);
             let refused = url.within(&sales()).expect("inside").expect_err(path);
             assert_eq!(refused.kind, Kind::InvalidValue, "{path}");

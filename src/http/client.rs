@@ -166,7 +166,9 @@ pub fn unreachable(authority: &str, error: &reqwest::Error) -> Failure {
     }
     let text = innermost(error).to_ascii_lowercase();
     if text.contains("certificate") {
-        return failure.hint("The server's certificate is not trusted: set managed_identity.tls_ca_file to the CA that issued it.");
+        return failure.hint(
+            "The server's certificate is not trusted: set managed_identity.tls_ca_file to the CA that issued it.",
+        );
     }
     failure
 }

@@ -66,10 +66,7 @@ impl Destination {
     /// `Authorization` header is made.
     pub fn attach(&self, url: &Url, headers: &mut HeaderMap, token: &AccessToken) -> Result<(), Failure> {
         if self.remainder(url).is_none() {
-            return Err(Failure::new(
-                Kind::Forbidden,
-                "the request would leave the endpoint that its server names",
-            ));
+            return Err(Failure::new(Kind::Forbidden, "the request would leave the endpoint that its server names"));
         }
         headers.insert(AUTHORIZATION, token.bearer()?);
         Ok(())
@@ -93,7 +90,8 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 fn invalid(what: &str, why: &str) -> Failure {
-    Failure::new(Kind::InvalidValue, format!("{what} is not a URL that can be used")).detail(format!("The URL was refused: {why}."))
+    Failure::new(Kind::InvalidValue, format!("{what} is not a URL that can be used"))
+        .detail(format!("The URL was refused: {why}."))
 }
 
 /// Parses a URL and refuses every spelling that a parser would tidy up: what was compared must be
@@ -182,10 +180,7 @@ mod tests {
     fn only_the_servers_own_endpoint_is_admitted() {
         let azurite = destination("https://127.0.0.1:10000/devstoreaccount1");
         let url = |text: &str| Url::parse(text).expect("a URL");
-        assert_eq!(
-            azurite.remainder(&url("https://127.0.0.1:10000/devstoreaccount1/c/b")),
-            Some(vec!["c", "b"])
-        );
+        assert_eq!(azurite.remainder(&url("https://127.0.0.1:10000/devstoreaccount1/c/b")), Some(vec!["c", "b"]));
         for text in [
             "https://127.0.0.1:10000/devstoreaccount1x/c/b",
             "https://127.0.0.1:10001/devstoreaccount1/c/b",

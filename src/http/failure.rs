@@ -37,8 +37,19 @@ impl Kind {
     pub fn from_number(number: u8) -> Option<Self> {
         use Kind::*;
         [
-            Unreachable, Throttled, Unavailable, NotAuthorized, Protocol, InvalidValue, Forbidden,
-            NotFound, Conflict, Changed, CorruptData, TooLarge, Local,
+            Unreachable,
+            Throttled,
+            Unavailable,
+            NotAuthorized,
+            Protocol,
+            InvalidValue,
+            Forbidden,
+            NotFound,
+            Conflict,
+            Changed,
+            CorruptData,
+            TooLarge,
+            Local,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

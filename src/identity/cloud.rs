@@ -51,7 +51,11 @@ impl Cloud {
             ("key-vault", pick("https://vault.azure.net", "https://vault.usgovcloudapi.net", "https://vault.azure.cn")),
             (
                 "managed-hsm",
-                pick("https://managedhsm.azure.net", "https://managedhsm.usgovcloudapi.net", "https://managedhsm.azure.cn"),
+                pick(
+                    "https://managedhsm.azure.net",
+                    "https://managedhsm.usgovcloudapi.net",
+                    "https://managedhsm.azure.cn",
+                ),
             ),
             (
                 "postgresql",
@@ -79,7 +83,11 @@ impl Cloud {
             ),
             (
                 "graph",
-                pick("https://graph.microsoft.com", "https://graph.microsoft.us", "https://microsoftgraph.chinacloudapi.cn"),
+                pick(
+                    "https://graph.microsoft.com",
+                    "https://graph.microsoft.us",
+                    "https://microsoftgraph.chinacloudapi.cn",
+                ),
             ),
             ("fabric", "https://api.fabric.microsoft.com"),
             (

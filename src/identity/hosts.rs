@@ -26,9 +26,11 @@ impl Hosts {
                     .hint("Give a comma-separated list of host names or addresses, each with an optional :port.")
             };
             let url = Url::parse(&format!("https://{entry}/")).map_err(|_| refused())?;
-            let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+            let bare =
+                url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
             let host = url.host().map(|host| host.to_owned()).ok_or_else(refused)?;
-            let written = entry.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(entry, |(host, _)| host);
+            let written =
+                entry.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(entry, |(host, _)| host);
             if !bare || url.host_str() != Some(&written.to_ascii_lowercase()) || written.ends_with('.') {
                 return Err(refused());
             }

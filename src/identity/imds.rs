@@ -32,7 +32,9 @@ impl Imds {
         }
         let fine = |c: char| c.is_ascii_alphanumeric() || c == '-';
         if api_version.is_empty() || !api_version.chars().all(fine) {
-            return Err(Failure::new(Kind::InvalidValue, "invalid API version").hint("It is a date such as 2018-02-01."));
+            return Err(
+                Failure::new(Kind::InvalidValue, "invalid API version").hint("It is a date such as 2018-02-01.")
+            );
         }
         Ok(Self { endpoint, api_version: api_version.into() })
     }
@@ -111,7 +113,8 @@ fn same_identity(body: &Value, selector: &Selector) -> Result<(), Failure> {
         Selector::ObjectId(id) => (&["object_id"], id),
         Selector::ResourceId(id) => (&["msi_res_id", "mi_res_id"], id),
     };
-    let echoed = fields.iter().find_map(|field| body.get(field)).and_then(Value::as_str).filter(|echo| !echo.is_empty());
+    let echoed =
+        fields.iter().find_map(|field| body.get(field)).and_then(Value::as_str).filter(|echo| !echo.is_empty());
     match echoed {
         Some(echo) if !echo.eq_ignore_ascii_case(id) => {
             let failure = Failure::new(Kind::NotAuthorized, "another identity answered than the one asked for");
@@ -124,7 +127,8 @@ fn same_identity(body: &Value, selector: &Selector) -> Result<(), Failure> {
 }
 
 fn unexpected(why: &str) -> Failure {
-    Failure::new(Kind::Protocol, "the identity endpoint did not answer as it should").detail(format!("What is wrong: {why}."))
+    Failure::new(Kind::Protocol, "the identity endpoint did not answer as it should")
+        .detail(format!("What is wrong: {why}."))
 }
 
 /// An answer that is not 200, as a failure. The description is read for the HINT only, as the
@@ -146,10 +150,16 @@ fn refused(answer: &Answer, selector: &Selector) -> Failure {
             "This machine has several identities: choose one by option client_id of a managed_identity server."
         }
         (400, Selector::Automatic) if says("identity not found") => "Assign a managed identity to this machine.",
-        (400, _) if says("identity not found") => "Assign this identity to the machine, or correct the server's option.",
+        (400, _) if says("identity not found") => {
+            "Assign this identity to the machine, or correct the server's option."
+        }
         (400, _) if text("error") == Some("invalid_resource") => "The resource is not known in the identity's tenant.",
-        (403, _) => "Something between this server and the instance metadata service refuses the request; a proxy must not be used for it.",
-        (404 | 410, _) => "The service may be updating, or the identity was assigned a moment ago: try again in a minute.",
+        (403, _) => {
+            "Something between this server and the instance metadata service refuses the request; a proxy must not be used for it."
+        }
+        (404 | 410, _) => {
+            "The service may be updating, or the identity was assigned a moment ago: try again in a minute."
+        }
         (429, _) => "All processes of this machine share the endpoint's limit.",
         _ => return Failure::new(kind, message).detail(detail),
     };
@@ -227,7 +237,8 @@ mod tests {
 
     #[test]
     fn another_identitys_token_is_refused() {
-        let body = json!({"access_token": "t", "expires_in": 3600, "client_id": "AAAAAAAA-2222-3333-4444-555555555555"});
+        let body =
+            json!({"access_token": "t", "expires_in": 3600, "client_id": "AAAAAAAA-2222-3333-4444-555555555555"});
         let asked = Selector::ClientId(GUID.into());
         let refused = Imds::read(&answer(200, body.clone()), &asked, NOW, 0.0).expect_err("refused");
         assert_eq!(refused.kind, Kind::NotAuthorized);
@@ -237,12 +248,15 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_change_and_quote_nobody() {
-        let body = json!({"error": "invalid_request", "error_description": "Multiple user assigned identities exist, canary"});
+        let body =
+            json!({"error": "invalid_request", "error_description": "Multiple user assigned identities exist, canary"});
         let refused = Imds::read(&answer(400, body), &Selector::Automatic, NOW, 0.0).expect_err("refused");
         assert_eq!(refused.kind, Kind::NotAuthorized);
         assert!(refused.hint.as_deref().is_some_and(|hint| hint.contains("client_id")));
         assert!(!format!("{refused:?}").contains("canary"));
-        for (status, kind) in [(404, Kind::Unavailable), (429, Kind::Throttled), (500, Kind::Unavailable), (302, Kind::Protocol)] {
+        for (status, kind) in
+            [(404, Kind::Unavailable), (429, Kind::Throttled), (500, Kind::Unavailable), (302, Kind::Protocol)]
+        {
             let refused = Imds::read(&answer(status, json!("")), &Selector::Automatic, NOW, 0.0).expect_err("refused");
             assert_eq!(refused.kind, kind, "{status}");
         }

@@ -18,13 +18,16 @@ impl Resource {
             return Ok(Self(resource.into()));
         }
         let resource = text.strip_suffix("/.default").unwrap_or(text);
-        let printable = resource.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\'));
+        let printable =
+            resource.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'<' | b'>' | b'\\'));
         let absolute = url::Url::parse(resource).is_ok_and(|url| !url.cannot_be_a_base() && url.has_host());
         let urn = resource.split_once("://").is_some_and(|(scheme, rest)| scheme == "api" && !rest.is_empty());
         if resource.len() > LONGEST || !printable || !(absolute || urn || is_guid(resource)) {
             let aliases: Vec<_> = cloud.aliases().into_iter().map(|(alias, _)| alias).collect();
             return Err(Failure::new(Kind::InvalidValue, "invalid resource")
-                .detail(format!("A resource is an absolute URI, an application id or an alias, of at most {LONGEST} characters."))
+                .detail(format!(
+                    "A resource is an absolute URI, an application id or an alias, of at most {LONGEST} characters."
+                ))
                 .hint(format!("The aliases are {}.", aliases.join(", "))));
         }
         Ok(Self(resource.into()))

@@ -20,9 +20,8 @@ impl Selector {
     /// equal identities share a cached token. 22023 otherwise.
     pub fn parse(option: &str, value: &str) -> Result<Self, Failure> {
         let lower = value.to_ascii_lowercase();
-        let invalid = |hint: &str| {
-            Failure::new(Kind::InvalidValue, format!("invalid value for option \"{option}\"")).hint(hint)
-        };
+        let invalid =
+            |hint: &str| Failure::new(Kind::InvalidValue, format!("invalid value for option \"{option}\"")).hint(hint);
         match option {
             "client_id" | "object_id" if !is_guid(value) => {
                 Err(invalid("It is a GUID, such as 11111111-2222-3333-4444-555555555555."))
@@ -31,7 +30,7 @@ impl Selector {
             "object_id" => Ok(Self::ObjectId(lower)),
             _ if is_resource_id(&lower) => Ok(Self::ResourceId(lower)),
             _ => Err(invalid(
-                "It looks like /subscriptions/…/resourceGroups/…/providers/Microsoft.ManagedIdentity/userAssignedIdentities/….",
+                "It is the identity's full resource id: /subscriptions/.../Microsoft.ManagedIdentity/userAssignedIdentities/<name>.",
             )),
         }
     }
@@ -74,7 +73,10 @@ pub struct Identity {
 
 impl Identity {
     /// Reads a `managed_identity` server's options. 22023 for a bad value or two selectors.
-    pub fn from_options<'o>(options: impl IntoIterator<Item = (&'o str, &'o str)>, cloud: Cloud) -> Result<Self, Failure> {
+    pub fn from_options<'o>(
+        options: impl IntoIterator<Item = (&'o str, &'o str)>,
+        cloud: Cloud,
+    ) -> Result<Self, Failure> {
         let mut identity = Self::default();
         for (name, value) in options {
             match name {
@@ -119,7 +121,8 @@ mod tests {
 
     #[test]
     fn resources_are_an_allow_list() {
-        let keys = Identity::from_options([("resources", "key-vault, managed-hsm")], Cloud::Public).expect("an identity");
+        let keys =
+            Identity::from_options([("resources", "key-vault, managed-hsm")], Cloud::Public).expect("an identity");
         let parse = |text| Resource::parse(text, Cloud::Public).expect(text);
         assert!(keys.allows(&parse("key-vault")));
         assert!(keys.allows(&parse("https://vault.azure.net/")));

@@ -236,6 +236,11 @@ pub fn init() {
     pg_shmem_init!(SHARED = ());
 }
 
+/// Whether all sessions share the cache.
+pub fn is_shared() -> bool {
+    !LOCK.load(Ordering::Relaxed).is_null()
+}
+
 /// A cache of this process alone, made on first use. It is leaked: it lives as long as the process.
 fn make_local() {
     let words = bytes(LOCAL_LENGTH).div_ceil(size_of::<u64>());
@@ -265,7 +270,8 @@ pub fn lock() -> Locked {
     }
     // SAFETY: the array published above; the lock (or being the only process) makes this the only
     // reference to it.
-    let slots = unsafe { std::slice::from_raw_parts_mut(SLOTS.load(Ordering::Relaxed), LENGTH.load(Ordering::Relaxed)) };
+    let slots =
+        unsafe { std::slice::from_raw_parts_mut(SLOTS.load(Ordering::Relaxed), LENGTH.load(Ordering::Relaxed)) };
     Locked { slots }
 }
 
@@ -304,7 +310,8 @@ impl Locked {
     pub fn claim(&mut self, now: i64, monotonic: i64) -> Option<usize> {
         let idle = |slot: &Slot| slot.owner == 0 && slot.waiting == 0 && slot.no_retry_before <= monotonic;
         let at = self.iter().position(|slot| !slot.taken).or_else(|| {
-            let old = self.iter().enumerate().filter(|(_, slot)| idle(slot) && (!slot.has_token() || slot.expires_at <= now));
+            let old =
+                self.iter().enumerate().filter(|(_, slot)| idle(slot) && (!slot.has_token() || slot.expires_at <= now));
             old.min_by_key(|(_, slot)| slot.began_at).map(|(at, _)| at)
         })?;
         self.clear(at);

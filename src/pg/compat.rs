@@ -16,6 +16,20 @@ pub fn has_usage(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     result == pg_sys::AclResult::ACLCHECK_OK
 }
 
+/// What `PostmasterIsAlive()` calls; pgrx binds neither.
+mod pmsignal {
+    unsafe extern "C" {
+        #[allow(non_snake_case)]
+        pub fn PostmasterIsAliveInternal() -> bool;
+    }
+}
+
+/// Whether the postmaster lives. A system call: not for a hot path.
+pub fn postmaster_is_alive() -> bool {
+    // SAFETY: reads a pipe that every child of the postmaster has.
+    unsafe { pmsignal::PostmasterIsAliveInternal() }
+}
+
 // COPY.
 
 /// Core's callback for the output of COPY TO.

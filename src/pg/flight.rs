@@ -54,7 +54,11 @@ enum Step {
     Serve(Served),
     Fail(Failure),
     /// Fetch, and publish in this slot; the old token if it is still good.
-    Lead { at: usize, attempt: u64, old: Option<Served> },
+    Lead {
+        at: usize,
+        attempt: u64,
+        old: Option<Served>,
+    },
     /// No slot is to be had: fetch for oneself.
     Alone,
     /// A fetch is needed where none may be made.
@@ -63,7 +67,10 @@ enum Step {
 
 enum Next {
     /// Wait for the attempt that runs in this slot.
-    Wait { at: usize, attempt: u64 },
+    Wait {
+        at: usize,
+        attempt: u64,
+    },
     Act(Step),
 }
 
@@ -89,7 +96,9 @@ where
     let mut call = Call { force, came: clock::monotonic(), waited_for: None };
     let waiting = WaitingGuard;
     let step = loop {
-        match call.next(asked, &mut cache::lock()) {
+        // A statement of its own: in the match's head the lock would be held until its end.
+        let next = call.next(asked, &mut cache::lock());
+        match next {
             Next::Wait { at, attempt } => {
                 call.waited_for = Some(attempt);
                 let left = deadline - clock::monotonic();
@@ -127,7 +136,11 @@ struct Call {
 impl Call {
     fn next(&self, asked: &Asked, slots: &mut Locked) -> Next {
         let (now, monotonic) = (clock::now(), clock::monotonic());
-        let Some(at) = slots.find(&asked.key).or_else(|| {
+        let found = slots.find(&asked.key);
+        if found.is_none() && restricted() {
+            return Next::Act(Step::Refused);
+        }
+        let Some(at) = found.or_else(|| {
             let at = slots.claim(now, monotonic)?;
             describe(&mut slots[at], asked);
             Some(at)
@@ -151,13 +164,12 @@ impl Call {
                 return Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: Some(served) });
             }
         }
-        if self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic {
-            if let Some(failure) = slot.last_failure.get() {
-                return Next::Act(match served(slot, true) {
-                    Some(old) if usable => Step::Serve(old),
-                    _ => Step::Fail(failure),
-                });
-            }
+        let answered = self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic;
+        if answered && let Some(failure) = slot.last_failure.get() {
+            return Next::Act(match served(slot, true) {
+                Some(old) if usable => Step::Serve(old),
+                _ => Step::Fail(failure),
+            });
         }
         if restricted() {
             return Next::Act(Step::Refused);
@@ -247,6 +259,9 @@ fn give_up() {
             return;
         }
         slot.owner = 0;
+        if !slot.has_token() && slot.last_failure.attempt == 0 && slot.waiting == 0 {
+            slots.clear(at);
+        }
     }
     // SAFETY: as above; wakes those who wait, one of whom leads.
     unsafe { pg_sys::ConditionVariableBroadcast(cache::condition(at)) };

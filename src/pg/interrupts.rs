@@ -5,6 +5,7 @@ use std::sync::Once;
 
 use pgrx::pg_sys;
 
+use super::compat;
 use super::error::OrRaise;
 use crate::http::runtime;
 
@@ -62,5 +63,10 @@ pub fn wait<F: Future>(future: F) -> F::Output {
             return output;
         }
         pgrx::check_for_interrupts!();
+        if !compat::postmaster_is_alive() {
+            // As every latch wait in core does: without it a new postmaster could start beside us.
+            // SAFETY: leaves by exit(), with no runtime frame on the stack.
+            unsafe { pg_sys::proc_exit(1) };
+        }
     }
 }

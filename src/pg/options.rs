@@ -18,7 +18,8 @@ struct Accepted {
     check: fn(&str, &str) -> Result<(), Failure>,
 }
 
-const IDENTITY: Accepted = Accepted { names: &["client_id", "object_id", "resource_id", "resources"], check: identity_option };
+const IDENTITY: Accepted =
+    Accepted { names: &["client_id", "object_id", "resource_id", "resources"], check: identity_option };
 const STORAGE: Accepted =
     Accepted { names: &["account", "identity", "endpoint", "access", "locations"], check: storage_option };
 const VAULT: Accepted = Accepted { names: &["vault_uri", "identity", "allow", "names"], check: vault_option };
@@ -53,7 +54,12 @@ fn validate(accepted: &Accepted, options: &[(String, String)], catalog: pg_sys::
                 [] => "There are no valid options in this context.".to_owned(),
                 names => format!("Valid options in this context are: {}", names.join(", ")),
             };
-            error(PgSqlErrorCode::ERRCODE_FDW_INVALID_OPTION_NAME, format!("invalid option \"{name}\""), None, Some(hint));
+            error(
+                PgSqlErrorCode::ERRCODE_FDW_INVALID_OPTION_NAME,
+                format!("invalid option \"{name}\""),
+                None,
+                Some(hint),
+            );
         }
         (accepted.check)(name, value).or_raise();
     }
@@ -64,9 +70,12 @@ fn identity_option(name: &str, value: &str) -> Result<(), Failure> {
 }
 
 fn storage_option(name: &str, value: &str) -> Result<(), Failure> {
-    let invalid = |hint: &str| Err(Failure::new(Kind::InvalidValue, format!("invalid value for option \"{name}\"")).hint(hint));
+    let invalid =
+        |hint: &str| Err(Failure::new(Kind::InvalidValue, format!("invalid value for option \"{name}\"")).hint(hint));
     match name {
-        "account" if !is_account_name(value) => invalid("A storage account's name has 3 to 24 lower-case letters and digits."),
+        "account" if !is_account_name(value) => {
+            invalid("A storage account's name has 3 to 24 lower-case letters and digits.")
+        }
         "identity" => server_name(value),
         "access" if !matches!(value, "read" | "read-write") => invalid("It is read or read-write."),
         "locations" => Locations::parse(value).map(|_| ()),

@@ -1,24 +1,17 @@
-//! Foreign servers as credentials: which server is meant, who may use it, what it stands for.
+//! Our foreign servers in the catalog: which they are, whose they are, who may use them.
 //!
-//! Everything that matters is checked here, at each use: a validator sees neither a server's name nor
-//! its owner, and reads no catalog.
+//! Everything that matters is checked at each use: a validator sees neither a server's name nor its
+//! owner, and reads no catalog. What a server stands for is `identities`', `storage`'s and `vault`'s.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::rc::Rc;
 
 use pgrx::PgList;
 use pgrx::prelude::*;
 
-use super::error::{OrRaise, error};
-use super::{compat, settings, tokens};
-use crate::blob::url::{Blob, BlobUrl, Locations, is_account_name};
-use crate::http::destination::Destination;
-use crate::http::failure::{Failure, Kind};
-use crate::identity::{Cloud, Identity, Resource};
-use crate::token::AccessToken;
-use crate::vault::access::VaultAccess;
+use super::compat;
+use super::error::error;
 
 /// Our three foreign-data wrappers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +36,7 @@ pub struct Server {
     pub oid: pg_sys::Oid,
     pub name: CString,
     wrapper: pg_sys::Oid,
-    owner: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
     options: Vec<(String, String)>,
 }
 
@@ -68,21 +61,23 @@ impl Server {
         }
     }
 
-    fn display(&self) -> String {
+    /// The name as messages show it.
+    pub fn display(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
 
-    fn option(&self, name: &str) -> Option<&str> {
+    /// The value of an option.
+    pub fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(option, _)| option == name).map(|(_, value)| value.as_str())
     }
 
-    fn options(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// pg_dump keeps grants on a member of an extension but not its options: after a restore such a
     /// server would mean another identity to the same roles.
-    fn refuse_member_with_options(&self) {
+    pub fn refuse_member_with_options(&self) {
         // SAFETY: reads pg_depend by plain values.
         let member = !self.options.is_empty()
             && unsafe { pg_sys::getExtensionOfObject(pg_sys::ForeignServerRelationId, self.oid) } != pg_sys::InvalidOid;
@@ -101,7 +96,6 @@ thread_local! {
     /// Counts invalidations of foreign servers and wrappers.
     static CATALOG_CHANGES: Cell<u64> = const { Cell::new(0) };
     static WRAPPERS: RefCell<HashMap<pg_sys::Oid, (u64, Option<Wrapper>)>> = RefCell::new(HashMap::new());
-    static IDENTITIES: RefCell<HashMap<pg_sys::Oid, (u64, u64, Rc<KnownIdentity>)>> = RefCell::new(HashMap::new());
 }
 
 #[pg_guard]
@@ -125,7 +119,9 @@ pub fn catalog_changes() -> u64 {
 /// extension, never by its name: a name can be given to anything.
 fn wrapper_of(wrapper: pg_sys::Oid) -> Option<Wrapper> {
     let now = catalog_changes();
-    if let Some(known) = WRAPPERS.with_borrow(|known| known.get(&wrapper).filter(|(at, _)| *at == now).map(|(_, known)| *known)) {
+    if let Some(known) =
+        WRAPPERS.with_borrow(|known| known.get(&wrapper).filter(|(at, _)| *at == now).map(|(_, known)| *known))
+    {
         return known;
     }
     // SAFETY: syscache and catalog reads by OID; strings are copied before the next call.
@@ -148,13 +144,14 @@ fn wrapper_of(wrapper: pg_sys::Oid) -> Option<Wrapper> {
     found
 }
 
-fn current_user() -> pg_sys::Oid {
+/// Whose rights count: SET ROLE and SECURITY DEFINER behave as for tables.
+pub fn current_user() -> pg_sys::Oid {
     // SAFETY: a plain read.
     unsafe { pg_sys::GetUserId() }
 }
 
 /// The server of this name, which must be of the given wrapper: 42704 and 42809 otherwise.
-fn named(name: &CStr, wrapper: Wrapper) -> Server {
+pub fn named(name: &CStr, wrapper: Wrapper) -> Server {
     // SAFETY: a syscache look-up by name.
     let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
     let shown = name.to_string_lossy();
@@ -163,7 +160,7 @@ fn named(name: &CStr, wrapper: Wrapper) -> Server {
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             format!("server \"{shown}\" does not exist"),
             None,
-            Some(format!("Create it with CREATE SERVER … FOREIGN DATA WRAPPER {}.", wrapper.name())),
+            Some(format!("Create it with CREATE SERVER <name> FOREIGN DATA WRAPPER {}.", wrapper.name())),
         );
     }
     let server = Server::load(oid);
@@ -178,265 +175,45 @@ fn named(name: &CStr, wrapper: Wrapper) -> Server {
     server
 }
 
-fn permission_denied(name: &CStr, detail: Option<String>) -> ! {
-    let shown = name.to_string_lossy();
+/// 42501, as core says it.
+pub fn permission_denied(name: &CStr, detail: Option<String>) -> ! {
     error(
         PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("permission denied for foreign server {shown}"),
+        format!("permission denied for foreign server {}", name.to_string_lossy()),
         detail,
-        Some(format!("GRANT USAGE ON FOREIGN SERVER {shown} allows it.")),
+        Some(grant_hint(name)),
     )
 }
 
-/// An identity's server with what was derived from it, kept while nothing changes.
-pub struct KnownIdentity {
-    pub oid: pg_sys::Oid,
-    pub name: CString,
-    pub identity: Identity,
-    /// Hash of everything that distinguishes this identity from others; equal identities share it.
-    pub key: [u8; 32],
+/// The statement that would help.
+pub fn grant_hint(name: &CStr) -> String {
+    // SAFETY: takes and returns a C string; the result is copied at once.
+    let quoted = unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) };
+    format!("GRANT USAGE ON FOREIGN SERVER {} allows it.", quoted.to_string_lossy())
 }
 
-/// The identity of a server that is one. Rights are the caller's business.
-fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
-    let (catalog, set) = (catalog_changes(), settings::changes());
-    let known = IDENTITIES.with_borrow(|known| {
-        known.get(&oid).filter(|(c, s, _)| (*c, *s) == (catalog, set)).map(|(.., known)| known.clone())
-    });
-    if let Some(known) = known {
-        return known;
-    }
-    let server = named(name, Wrapper::Identity);
-    server.refuse_member_with_options();
-    let settings = settings::current();
-    let identity = Identity::from_options(server.options(), settings.cloud).or_raise();
-    let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
-    let known = Rc::new(KnownIdentity { oid, name: server.name, identity, key });
-    IDENTITIES.with_borrow_mut(|kept| kept.insert(oid, (catalog, set, known.clone())));
-    known
-}
-
-/// The identity server of this name (`None`: the default one), which `role` must have USAGE on.
-fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
-    let default;
-    let name = match name {
-        Some(name) => name,
-        None => {
-            default = settings::default_identity();
-            &default
-        }
-    };
-    // SAFETY: a syscache look-up by name.
-    let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
-    if oid == pg_sys::InvalidOid {
-        named(name, Wrapper::Identity);
-    }
-    if !compat::has_usage(oid, role) {
-        let detail = borrower.map(|server| {
-            format!("Server \"{}\" uses this identity, and its owner must have USAGE on it.", server.display())
-        });
-        permission_denied(name, detail);
-    }
-    identity_of(oid, name)
-}
-
-/// The identity that the current user names, with USAGE checked.
-pub fn own_identity(name: Option<&CStr>) -> Rc<KnownIdentity> {
-    identity_for(name, current_user(), None)
-}
-
-/// The identity that a storage or vault server borrows from its owner, as a view borrows its owner's
-/// rights on tables.
-fn borrowed_identity(server: &Server, resource: &Resource) -> Rc<KnownIdentity> {
-    let name = server.option("identity").map(|name| CString::new(name).unwrap_or_default());
-    let identity = identity_for(name.as_deref(), server.owner, Some(server));
-    if !identity.identity.allows(resource) {
-        Err(tokens::outside_resources(&identity)).or_raise()
-    }
-    identity
-}
-
-/// Every identity server of this database on which the current user has USAGE, or every one.
-pub fn identities(all: bool) -> Vec<Rc<KnownIdentity>> {
-    let role = current_user();
-    let mut found: Vec<_> = servers_of(Wrapper::Identity)
-        .into_iter()
-        .filter(|server| all || compat::has_usage(server.oid, role))
-        .filter(|server| server.options.is_empty() || Identity::from_options(server.options(), settings::cloud()).is_ok())
-        .filter_map(|server| {
-            // One broken server must not hide the others from a view, so nothing here raises.
-            let settings = settings::current();
-            let identity = Identity::from_options(server.options(), settings.cloud).ok()?;
-            let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
-            Some(Rc::new(KnownIdentity { oid: server.oid, name: server.name, identity, key }))
-        })
-        .collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    found
-}
-
-/// Whether a COPY reads a blob or writes one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    Read,
-    Write,
-}
-
-/// One blob, and the credential that opens it.
-pub struct Storage {
-    pub destination: Destination,
-    pub blob: Blob,
-    identity: Rc<KnownIdentity>,
-}
-
-impl Storage {
-    /// A token for it: from the cache, or fetched.
-    pub fn token(&self) -> AccessToken {
-        tokens::for_identity(&self.identity, &Resource::storage())
-    }
-}
-
-/// Where a storage server's requests go: its `endpoint`, or the account's host in the cloud.
-fn storage_destination(server: &Server, cloud: Cloud) -> Result<(String, Destination), Failure> {
-    let account = server.option("account").map_or_else(|| server.display(), str::to_owned);
-    if !is_account_name(&account) {
-        return Err(Failure::new(Kind::InvalidValue, format!("server \"{}\" names no storage account", server.display()))
-            .detail("A storage account's name has 3 to 24 lower-case letters and digits.")
-            .hint("Set option account, or give the server the account's name."));
-    }
-    let destination = match server.option("endpoint") {
-        Some(endpoint) => Destination::parse(endpoint, "option \"endpoint\"")?,
-        // The account's name was checked to be one label, so this text is its own normal form.
-        None => Destination::parse(&format!("https://{account}.{}", cloud.blob_suffix()), "the account's endpoint")?,
-    };
-    Ok((account, destination))
-}
-
-/// The server through which the current user may reach a URL: the named one, or the one whose endpoint
-/// the URL starts with. Checks USAGE, `access`, `locations` and the owner's right on the identity.
-pub fn storage_for(url: &BlobUrl, name: Option<&CStr>, direction: Direction) -> Storage {
-    let cloud = settings::cloud();
-    let (server, destination) = match name {
-        Some(name) => {
-            let server = named(name, Wrapper::Storage);
-            if !compat::has_usage(server.oid, current_user()) {
-                permission_denied(name, None);
-            }
-            let (_, destination) = storage_destination(&server, cloud).or_raise();
-            (server, destination)
-        }
-        None => found_by_url(url, cloud),
-    };
-    let Some(blob) = url.within(&destination) else {
-        error(
-            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("server \"{}\" does not reach this URL", server.display()),
-            Some(format!("Its URLs start with {}.", destination.base())),
-            None,
-        );
-    };
-    let blob = blob.or_raise();
-    check_limits(&server, &blob, direction).or_raise();
-    let identity = borrowed_identity(&server, &Resource::storage());
-    Storage { destination, blob, identity }
-}
-
-/// The one server whose endpoint the URL starts with and that the current user may use; of several
-/// the one named like the account.
-fn found_by_url(url: &BlobUrl, cloud: Cloud) -> (Server, Destination) {
-    let mut fitting = Vec::new();
-    for server in servers_of(Wrapper::Storage) {
-        // A server that cannot be used stands for no URL; whoever names it is told why.
-        if let Ok((account, destination)) = storage_destination(&server, cloud) {
-            if destination.remainder(url.url()).is_some() {
-                fitting.push((server, account, destination));
-            }
-        }
-    }
-    if fitting.is_empty() {
-        error(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            "azure_storage: missing storage credentials",
-            Some(format!("No server of foreign-data wrapper \"azure_storage\" reaches \"{}\".", url.authority())),
-            Some("Create one with CREATE SERVER <account> FOREIGN DATA WRAPPER azure_storage.".into()),
-        );
-    }
-    let role = current_user();
-    let (mut usable, denied): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|(server, ..)| compat::has_usage(server.oid, role));
-    if usable.len() > 1 && usable.iter().filter(|(server, account, _)| server.display() == *account).count() == 1 {
-        usable.retain(|(server, account, _)| server.display() == *account);
-    }
-    match (usable.pop(), usable.is_empty(), denied.first()) {
-        (Some((server, _, destination)), true, _) => (server, destination),
-        (None, _, Some((server, account, _))) => {
-            // SAFETY: the result lives in the current memory context and is copied at once.
-            let user = unsafe { CStr::from_ptr(pg_sys::GetUserNameFromId(role, false)) }.to_string_lossy();
-            error(
-                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!("azure_storage: current user {user} is not allowed to use storage account {account}"),
-                Some(format!("The role has no USAGE on foreign server \"{}\".", server.display())),
-                Some(format!("GRANT USAGE ON FOREIGN SERVER {} allows it.", server.display())),
-            )
-        }
-        _ => error(
-            PgSqlErrorCode::ERRCODE_AMBIGUOUS_FUNCTION,
-            "more than one server reaches this URL",
-            None,
-            Some("Name one of them: WITH (server '…').".into()),
-        ),
-    }
-}
-
-/// The server's own limits: `access` and `locations`.
-fn check_limits(server: &Server, blob: &Blob, direction: Direction) -> Result<(), Failure> {
-    if direction == Direction::Write && server.option("access") == Some("read") {
-        return Err(Failure::new(Kind::Forbidden, format!("server \"{}\" allows reading only", server.display()))
-            .hint("Its option access is read."));
-    }
-    let Some(locations) = server.option("locations") else {
-        return Ok(());
-    };
-    if Locations::parse(locations)?.contain(blob) {
-        return Ok(());
-    }
-    Err(Failure::new(Kind::Forbidden, format!("server \"{}\" does not allow this location", server.display()))
-        .hint("Its option locations lists the containers and prefixes that may be used."))
-}
-
-/// A vault that the current user may reach, and the identity that opens it.
-pub struct Vault {
-    pub access: VaultAccess,
-    identity: Rc<KnownIdentity>,
-}
-
-impl Vault {
-    pub fn token(&self) -> AccessToken {
-        tokens::for_identity(&self.identity, &self.access.resource)
-    }
-}
-
-/// The vault server of this name, for `operation` on the object `object`.
-pub fn vault_for(name: &CStr, operation: &str, object: &str) -> Vault {
-    let server = named(name, Wrapper::Vault);
+/// Raises unless the current user has USAGE on the server.
+pub fn require_usage(server: &Server) {
     if !compat::has_usage(server.oid, current_user()) {
-        permission_denied(name, None);
+        permission_denied(&server.name, None);
     }
-    let settings = settings::current();
-    let access = VaultAccess::from_options(server.options(), settings.cloud, &settings.key_vault_hosts).or_raise();
-    access.check(operation, object).or_raise();
-    let identity = borrowed_identity(&server, &access.resource);
-    Vault { access, identity }
 }
 
 /// All servers of one of our wrappers in this database.
-fn servers_of(wrapper: Wrapper) -> Vec<Server> {
+pub fn servers_of(wrapper: Wrapper) -> Vec<Server> {
     let mut oids = Vec::new();
     // SAFETY: a sequential scan of a catalog under AccessShareLock, ended and closed before anything
     // else is called; an ERROR in between leaves both to the resource owner.
     unsafe {
         let catalog = pg_sys::table_open(pg_sys::ForeignServerRelationId, pg_sys::AccessShareLock as i32);
-        let scan =
-            pg_sys::systable_beginscan(catalog, pg_sys::InvalidOid, false, std::ptr::null_mut(), 0, std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(
+            catalog,
+            pg_sys::InvalidOid,
+            false,
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
         loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {

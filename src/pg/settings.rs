@@ -68,7 +68,17 @@ pub fn init() {
     let text = |name, short, long, setting, context, check| {
         // SAFETY: the hooks are guarded, and check and assign as their contracts say.
         unsafe {
-            GucRegistry::define_string_guc_with_hooks(name, short, long, setting, context, none, check, Some(changed), None);
+            GucRegistry::define_string_guc_with_hooks(
+                name,
+                short,
+                long,
+                setting,
+                context,
+                none,
+                check,
+                Some(changed),
+                None,
+            );
         }
     };
     text(
@@ -175,7 +185,9 @@ pub fn changes() -> u64 {
 /// What the settings say now. Raises when one cannot be used, which their checks prevent.
 pub fn current() -> Rc<Settings> {
     let now = changes();
-    if let Some(kept) = CURRENT.with_borrow(|kept| kept.as_ref().filter(|(at, _)| *at == now).map(|(_, kept)| kept.clone())) {
+    if let Some(kept) =
+        CURRENT.with_borrow(|kept| kept.as_ref().filter(|(at, _)| *at == now).map(|(_, kept)| kept.clone()))
+    {
         return kept;
     }
     let settings = Rc::new(Settings {
@@ -267,25 +279,41 @@ unsafe fn check(new: *mut *mut c_char, check: impl Fn(&str) -> Result<(), Failur
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn check_imds_endpoint(new: *mut *mut c_char, _extra: *mut *mut c_void, _source: pg_sys::GucSource::Type) -> bool {
+unsafe extern "C-unwind" fn check_imds_endpoint(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
     // SAFETY: handed on from PostgreSQL.
     unsafe { check(new, |text| Imds::new(text, "2018-02-01").map(|_| ())) }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn check_imds_api_version(new: *mut *mut c_char, _extra: *mut *mut c_void, _source: pg_sys::GucSource::Type) -> bool {
+unsafe extern "C-unwind" fn check_imds_api_version(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
     // SAFETY: handed on from PostgreSQL.
     unsafe { check(new, |text| Imds::new("http://169.254.169.254", text).map(|_| ())) }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn check_hosts(new: *mut *mut c_char, _extra: *mut *mut c_void, _source: pg_sys::GucSource::Type) -> bool {
+unsafe extern "C-unwind" fn check_hosts(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
     // SAFETY: handed on from PostgreSQL.
     unsafe { check(new, |text| Hosts::parse(text).map(|_| ())) }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn check_ca_file(new: *mut *mut c_char, _extra: *mut *mut c_void, _source: pg_sys::GucSource::Type) -> bool {
+unsafe extern "C-unwind" fn check_ca_file(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
     let readable = |text: &str| {
         if text.is_empty() {
             return Ok(());

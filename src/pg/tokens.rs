@@ -3,15 +3,17 @@
 
 use std::cell::RefCell;
 use std::ffi::CStr;
+use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::error::{OrRaise, error};
 use super::flight::{self, Asked, Refusal};
-use super::servers::{self, KnownIdentity};
-use super::{cache, clock, settings};
+use super::identities::{self, KnownIdentity};
+use super::{cache, clock, servers, settings};
 use crate::http::client::{self, Purpose};
 use crate::http::failure::{Failure, Kind};
 use crate::http::request::Request;
@@ -50,9 +52,9 @@ pub fn digest(text: &str) -> [u8; 32] {
 }
 
 /// Gives the token for a resource, as a user writes it, to `use_it`. The identity is the named one or
-/// the default; the current user's USAGE is checked on every call.
+/// the default; the current user's USAGE is checked on every call. `use_it` must not raise.
 pub fn with_own<R>(resource: &str, identity: Option<&CStr>, force: bool, use_it: impl FnOnce(&AccessToken) -> R) -> R {
-    let identity = servers::own_identity(identity);
+    let identity = identities::own(identity);
     with(&identity, resource, || Resource::parse(resource, settings::cloud()).or_raise(), force, use_it)
 }
 
@@ -93,7 +95,13 @@ fn with<R>(
 }
 
 /// From the shared cache or the endpoint; keeps a copy.
-fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: bool, changes: (u64, u64)) -> AccessToken {
+fn acquire(
+    identity: &KnownIdentity,
+    written: &str,
+    resource: &Resource,
+    force: bool,
+    changes: (u64, u64),
+) -> AccessToken {
     if !identity.identity.allows(resource) {
         Err(outside_resources(identity)).or_raise()
     }
@@ -109,7 +117,8 @@ fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: 
     };
     let request = settings.imds.request(selector, resource);
     let options = settings::http_options();
-    let served = flight::token(&asked, force, |left| fetch(request.clone(), selector.clone(), options.clone(), left)).or_raise();
+    let served =
+        flight::token(&asked, force, |left| fetch(request.clone(), selector.clone(), options.clone(), left)).or_raise();
     if served.not_forced {
         ereport!(
             PgLogLevel::NOTICE,
@@ -118,6 +127,7 @@ fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: 
             "It was fetched a moment ago, or the endpoint cannot be asked just now."
         );
     }
+    say_if_not_shared();
     MY_COPIES.with_borrow_mut(|copies| {
         copies.retain(|copy| !(copy.server == identity.oid && copy.resource == written));
         if let Some((slot, generation)) = served.place {
@@ -127,24 +137,55 @@ fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: 
             let (catalog, settings) = changes;
             let (resource, token) = (written.to_owned(), served.token.clone());
             let usable_until = served.usable_until;
-            copies.push(Copy { server: identity.oid, resource, catalog, settings, slot, generation, usable_until, token });
+            copies.push(Copy {
+                server: identity.oid,
+                resource,
+                catalog,
+                settings,
+                slot,
+                generation,
+                usable_until,
+                token,
+            });
         }
     });
     served.token
 }
 
+/// Once per session: every session fetches for itself when the library was not preloaded.
+fn say_if_not_shared() {
+    static ONCE: Once = Once::new();
+    if !cache::is_shared() {
+        ONCE.call_once(|| {
+            let what = "access tokens are cached for this session only";
+            let hint = "To share them, put managed_identity first in shared_preload_libraries and restart.";
+            let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, what, "").set_hint(hint);
+            report.report(PgLogLevel::NOTICE);
+        });
+    }
+}
+
 /// Asks the instance metadata service. Runs inside the runtime: no PostgreSQL here.
-async fn fetch(request: Request, selector: Selector, options: client::Options, left: Duration) -> Result<AccessToken, Refusal> {
+async fn fetch(
+    request: Request,
+    selector: Selector,
+    options: client::Options,
+    left: Duration,
+) -> Result<AccessToken, Refusal> {
     let plain = |failure| Refusal { failure, wait: None };
-    let answer = client::ask(&options, Purpose::Identity, &request, Imds::is_worth_a_retry, left).await.map_err(plain)?;
+    let answer =
+        client::ask(&options, Purpose::Identity, &request, Imds::is_worth_a_retry, left).await.map_err(plain)?;
     let wait = retry::asked_for(&answer, SystemTime::now());
     Imds::read(&answer, &selector, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
 }
 
 /// 42501: the server's `resources` do not name it.
 pub fn outside_resources(identity: &KnownIdentity) -> Failure {
-    Failure::new(Kind::Forbidden, format!("server \"{}\" does not allow this resource", identity.name.to_string_lossy()))
-        .hint("Its option resources lists what tokens may be for.")
+    Failure::new(
+        Kind::Forbidden,
+        format!("server \"{}\" does not allow this resource", identity.name.to_string_lossy()),
+    )
+    .hint("Its option resources lists what tokens may be for.")
 }
 
 /// Forgets the tokens of an identity (`None`: of all that the current user may use; a superuser: all),
@@ -152,10 +193,10 @@ pub fn outside_resources(identity: &KnownIdentity) -> Failure {
 pub fn forget(resource: Option<&str>, identity: Option<&CStr>) -> i32 {
     let resource = resource.map(|text| Resource::parse(text, settings::cloud()).or_raise());
     let keys: Option<Vec<[u8; 32]>> = match identity {
-        Some(name) => Some(vec![servers::own_identity(Some(name)).key]),
+        Some(name) => Some(vec![identities::own(Some(name)).key]),
         // SAFETY: a plain read.
         None if unsafe { pg_sys::superuser() } => None,
-        None => Some(servers::identities(false).iter().map(|known| known.key).collect()),
+        None => Some(identities::visible(false).iter().map(|known| known.key).collect()),
     };
     flight::forget(|slot| {
         let of_identity = keys.as_ref().is_none_or(|keys| keys.contains(&slot.identity));
@@ -186,8 +227,9 @@ pub struct Row {
 /// pg_read_all_stats. Never a token.
 pub fn rows() -> Vec<Row> {
     // SAFETY: reads the syscache by plain values.
-    let all = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) };
-    let known = servers::identities(all);
+    let all =
+        unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) };
+    let known = identities::visible(all);
     let (now, monotonic) = (clock::now(), clock::monotonic());
     let slots = cache::lock();
     let rows = slots.iter().enumerate().filter(|(_, slot)| slot.taken).filter_map(|(at, slot)| {

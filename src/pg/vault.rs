@@ -1,27 +1,55 @@
-//! Asking a vault, with the identity that its server borrows from its owner.
+//! `azure_key_vault` servers: what each allows, and asking its vault with its owner's identity.
 
 use std::ffi::CStr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::error::OrRaise;
-use super::{interrupts, servers, settings};
+use super::identities::{self, KnownIdentity};
+use super::servers::{self, Wrapper};
+use super::text::SqlText;
+use super::{interrupts, settings, tokens};
 use crate::http::client::{self, Purpose};
+use crate::token::AccessToken;
+use crate::vault::access::VaultAccess;
 use crate::vault::secret;
 
 /// The longest time that tries and the waits between them may take together; the documentation asks
 /// for waits of 1, 2, 4 s, and each try has its own limit.
 const ALL_TRIES: Duration = Duration::from_secs(60);
 
-/// A secret's value.
-pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> Zeroizing<String> {
-    let vault = servers::vault_for(vault, "secrets", name);
+/// A secret's value as SQL text, in the database's encoding: JSON is UTF-8, the database need not be.
+pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
+    let vault = vault_for(vault, "secrets", name);
     let mut request = secret::request(&vault.access, name, version).or_raise();
     let options = settings::http_options();
     let token = vault.token();
     vault.access.destination.attach(&request.url, &mut request.headers, &token).or_raise();
     let answer =
-        interrupts::wait(client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES)).or_raise();
-    secret::read(&answer, name).or_raise()
+        interrupts::wait(client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES))
+            .or_raise();
+    SqlText::from_utf8(&secret::read(&answer, name).or_raise())
+}
+
+/// A vault that the current user may reach, and the identity that opens it.
+struct Vault {
+    access: VaultAccess,
+    identity: Rc<KnownIdentity>,
+}
+
+impl Vault {
+    fn token(&self) -> AccessToken {
+        tokens::for_identity(&self.identity, &self.access.resource)
+    }
+}
+
+/// The vault server of this name, for `operation` on the object `object`.
+fn vault_for(name: &CStr, operation: &str, object: &str) -> Vault {
+    let server = servers::named(name, Wrapper::Vault);
+    servers::require_usage(&server);
+    let settings = settings::current();
+    let access = VaultAccess::from_options(server.options(), settings.cloud, &settings.key_vault_hosts).or_raise();
+    access.check(operation, object).or_raise();
+    let identity = identities::borrowed(&server, &access.resource);
+    Vault { access, identity }
 }

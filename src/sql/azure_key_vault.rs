@@ -7,14 +7,15 @@ mod azure_key_vault {
     use pgrx::prelude::*;
 
     use crate::pg::name::Name;
+    use crate::pg::text::SqlText;
     use crate::pg::{options, tokens, vault};
 
     /// The value of a secret.
     #[pg_extern(volatile, parallel_restricted)]
-    fn secret(vault: Option<Name>, name: Option<&str>, version: default!(Option<&str>, "NULL")) -> String {
+    fn secret(vault: Option<Name>, name: Option<&str>, version: default!(Option<&str>, "NULL")) -> SqlText {
         let vault = vault.unwrap_or_else(|| tokens::null_argument("vault"));
         let name = name.unwrap_or_else(|| tokens::null_argument("name"));
-        vault::secret(vault.as_c_str(), name, version).as_str().to_owned()
+        vault::secret(vault.as_c_str(), name, version)
     }
 
     #[pg_extern(strict, parallel_restricted)]

@@ -8,6 +8,7 @@ mod managed_identity {
     use pgrx::prelude::*;
 
     use crate::pg::name::Name;
+    use crate::pg::text::SqlText;
     use crate::pg::{clock, options, tokens};
 
     /// The token of an identity for a resource.
@@ -16,18 +17,20 @@ mod managed_identity {
         resource: Option<&str>,
         identity: default!(Option<Name>, "NULL"),
         force_refresh: default!(Option<bool>, "false"),
-    ) -> String {
+    ) -> SqlText {
         let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
         let identity = identity.as_ref().map(Name::as_c_str);
-        tokens::with_own(resource, identity, force_refresh.unwrap_or(false), |token| token.expose().to_owned())
+        tokens::with_own(resource, identity, force_refresh.unwrap_or(false), |token| {
+            SqlText::from_ascii(&[token.expose()])
+        })
     }
 
     /// `Bearer` and the token, as an HTTP request carries it.
     #[pg_extern(volatile, parallel_restricted)]
-    fn authorization_header(resource: Option<&str>, identity: default!(Option<Name>, "NULL")) -> String {
+    fn authorization_header(resource: Option<&str>, identity: default!(Option<Name>, "NULL")) -> SqlText {
         let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
         let identity = identity.as_ref().map(Name::as_c_str);
-        tokens::with_own(resource, identity, false, |token| format!("Bearer {}", token.expose()))
+        tokens::with_own(resource, identity, false, |token| SqlText::from_ascii(&["Bearer ", token.expose()]))
     }
 
     /// Drops cached tokens; the next use fetches. Returns how many there were.

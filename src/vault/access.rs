@@ -69,7 +69,9 @@ fn vault(uri: &str, cloud: Cloud, hosts: &Hosts) -> Result<(Destination, Resourc
     let base = destination.base();
     let in_suffix = |suffix: &str| {
         let label = base.host_str().and_then(|host| host.strip_suffix(suffix)?.strip_suffix('.'));
-        base.scheme() == "https" && base.port().is_none() && label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
+        base.scheme() == "https"
+            && base.port().is_none()
+            && label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
     };
     let resource = |alias| Resource::parse(alias, cloud);
     if base.path() != "/" {
@@ -106,7 +108,9 @@ fn name_patterns(names: &str) -> Result<Vec<String>, Failure> {
         let plain = pattern.strip_suffix('*').unwrap_or(pattern);
         if pattern.is_empty() || !(plain.is_empty() || is_object_name(plain)) {
             return Err(Failure::new(Kind::InvalidValue, format!("invalid value for option \"names\": \"{pattern}\""))
-                .hint("Give a comma-separated list of names of letters, digits and hyphens; a trailing * is allowed."));
+                .hint(
+                    "Give a comma-separated list of names of letters, digits and hyphens; a trailing * is allowed.",
+                ));
         }
         found.push(pattern.to_owned());
     }

@@ -18,7 +18,8 @@ pub fn request(access: &VaultAccess, name: &str, version: Option<&str>) -> Resul
             .detail("A name has 1 to 127 letters, digits and hyphens."));
     }
     if version.is_some_and(|version| version.len() != 32 || !version.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-        return Err(Failure::new(Kind::InvalidValue, "invalid version of a secret").detail("A version has 32 hexadecimal digits."));
+        return Err(Failure::new(Kind::InvalidValue, "invalid version of a secret")
+            .detail("A version has 32 hexadecimal digits."));
     }
     let mut url = access.destination.base().clone();
     url.set_path(&match version {
@@ -50,7 +51,8 @@ pub fn is_worth_a_retry(status: u16) -> bool {
 fn refused(answer: &Answer, name: &str) -> Failure {
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let error = body.as_ref().and_then(|body| body.get("error"));
-    let code = |value: Option<&Value>| value.and_then(|value| value.get("code")).and_then(Value::as_str).map(str::to_owned);
+    let code =
+        |value: Option<&Value>| value.and_then(|value| value.get("code")).and_then(Value::as_str).map(str::to_owned);
     // The inner code is the one that tells causes apart: SecretDisabled, ForbiddenByRbac, …
     let error_code = code(error.and_then(|error| error.get("innererror"))).or_else(|| code(error));
     let detail = answered("The vault", answer.status, error_code.as_deref(), answer.header("x-ms-request-id"));
@@ -106,7 +108,11 @@ mod tests {
         for (status, body, kind) in [
             (200, json!({}), Kind::Protocol),
             (401, json!({"error": {"code": "Unauthorized"}}), Kind::NotAuthorized),
-            (403, json!({"error": {"code": "Forbidden", "innererror": {"code": "SecretDisabled"}}}), Kind::NotAuthorized),
+            (
+                403,
+                json!({"error": {"code": "Forbidden", "innererror": {"code": "SecretDisabled"}}}),
+                Kind::NotAuthorized,
+            ),
             (404, json!({"error": {"code": "SecretNotFound"}}), Kind::NotFound),
             (429, json!(null), Kind::Throttled),
             (503, json!(null), Kind::Unavailable),

@@ -34,9 +34,7 @@ impl Subject {
 /// Checks everything that can be checked before the data is touched.
 pub fn check(statement: &Statement) -> Subject {
     // SAFETY: our own copy of the tree, in which a relation or a query is set.
-    unsafe {
-        if (*statement.stmt).relation.is_null() { query(statement) } else { relation(statement) }
-    }
+    unsafe { if (*statement.stmt).relation.is_null() { query(statement) } else { relation(statement) } }
 }
 
 /// # Safety
@@ -68,11 +66,8 @@ unsafe fn relation(statement: &Statement) -> Subject {
         let rel = pg_sys::table_openrv((*stmt).relation, lock);
         let relid = (*rel).rd_id;
         let item = pg_sys::addRangeTableEntryForRelation(pstate, rel, lock, std::ptr::null_mut(), false, false);
-        let where_clause = if (*stmt).whereClause.is_null() {
-            std::ptr::null_mut()
-        } else {
-            where_clause(statement, rel, item)
-        };
+        let where_clause =
+            if (*stmt).whereClause.is_null() { std::ptr::null_mut() } else { where_clause(statement, rel, item) };
         let columns = pg_sys::CopyGetAttnums((*rel).rd_att, rel, (*stmt).attlist);
         compat::check_copy_permissions(pstate, item, is_from, columns);
 

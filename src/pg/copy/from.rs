@@ -120,7 +120,7 @@ struct Source {
 
 enum State {
     /// Nothing is requested before core has accepted the whole statement.
-    Planned(Target, AccessToken),
+    Planned(Box<(Target, AccessToken)>),
     Reading(Download),
     Ended,
 }
@@ -129,7 +129,7 @@ impl Source {
     fn new(statement: &Statement) -> Self {
         Self {
             lease: Lease::new(statement.storage.clone()),
-            state: State::Planned(statement.target(), statement.storage.token()),
+            state: State::Planned(Box::new((statement.target(), statement.storage.token()))),
             size: None,
             data: Bytes::new(),
             gzip: statement.gzip,
@@ -157,11 +157,12 @@ impl Source {
 
     /// Waits for one thing to happen; false at the end.
     fn step(&mut self) -> bool {
-        if let State::Planned(..) = self.state {
-            if let State::Planned(target, token) = std::mem::replace(&mut self.state, State::Ended) {
-                let started = Download::start(target, token, self.gzip, settings::blob_block_size());
-                self.state = State::Reading(started.or_raise());
-            }
+        if matches!(self.state, State::Planned(_))
+            && let State::Planned(planned) = std::mem::replace(&mut self.state, State::Ended)
+        {
+            let (target, token) = *planned;
+            let started = Download::start(target, token, self.gzip, settings::blob_block_size());
+            self.state = State::Reading(started.or_raise());
         }
         let State::Reading(download) = &mut self.state else {
             return false;

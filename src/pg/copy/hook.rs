@@ -154,7 +154,12 @@ mod tests {
 
     #[test]
     fn our_library_is_found_in_a_list_of_them() {
-        for list in ["managed_identity", "a, managed_identity ,b", "\"$libdir/managed_identity\"", "/usr/lib/managed_identity.so"] {
+        for list in [
+            "managed_identity",
+            "a, managed_identity ,b",
+            "\"$libdir/managed_identity\"",
+            "/usr/lib/managed_identity.so",
+        ] {
             assert!(lists_us(list), "{list}");
         }
         for list in ["", "managed_identity2", "a,b", "managed_identity/other"] {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::super::servers::Storage;
+use super::super::storage::Storage;
 use crate::blob::Renewer;
 
 /// How often an old token is looked at again: the cache keeps serving it while it lives.

@@ -8,8 +8,8 @@ use pgrx::prelude::*;
 
 use super::super::compat;
 use super::super::error::{OrRaise, error};
-use super::super::servers::{self, Direction, Storage};
 use super::super::settings;
+use super::super::storage::{self, Direction, Storage};
 use crate::blob::format::{self, Format};
 use crate::blob::store::Target;
 use crate::blob::url::BlobUrl;
@@ -52,7 +52,7 @@ impl Statement {
 
             let server = take_server(pstate, stmt);
             let direction = if is_from { Direction::Read } else { Direction::Write };
-            let storage = servers::storage_for(&url(stmt), server.as_deref(), direction);
+            let storage = storage::storage_for(&url(stmt), server.as_deref(), direction);
             let (has_format, binary) = format_option((*stmt).options);
             if !has_format {
                 let inferred = Format::inferred(&storage.blob.name).or_raise();

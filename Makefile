@@ -1,0 +1,32 @@
+.PHONY: help demo test install bench lint clean
+
+help:
+	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
+	@echo 'make test     the tests, on PostgreSQL 15 and 18'
+	@echo 'make install PG_CONFIG=/path/to/pg_config'
+	@echo '              build for release and install into that server (15 to 18)'
+	@echo 'make bench    the benchmarks, as ratios'
+	@echo 'make lint     formatting, shellcheck, clippy, licences, and what may be linked'
+	@echo 'make clean    remove what was built here; what was installed for it stays in its cache (see pgrx-config/env.sh)'
+
+demo:
+	@pgrx-config/demo.sh
+
+test:
+	@pgrx-config/test.sh
+
+# The convention of PGXS: the first pg_config in PATH unless one is given.
+install: PG_CONFIG ?= pg_config
+install:
+	@pgrx-config/setup.sh install
+	@pgrx-config/install.sh '$(PG_CONFIG)'
+
+bench:
+	@pgrx-config/bench.sh
+
+lint:
+	@pgrx-config/lint.sh
+
+clean:
+	cargo clean
+	rm -f pgrx-config/config.toml

@@ -1,0 +1,106 @@
+//! `managed_identity` servers: what each stands for, and whose right it is to use it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::rc::Rc;
+
+use pgrx::prelude::*;
+
+use super::error::OrRaise;
+use super::servers::{self, Server, Wrapper};
+use super::{compat, settings, tokens};
+use crate::identity::{Identity, Resource};
+
+/// The changes of the catalog and of the settings up to which something derived from both is good.
+type Changes = (u64, u64);
+
+thread_local! {
+    static KNOWN: RefCell<HashMap<pg_sys::Oid, (Changes, Rc<KnownIdentity>)>> = RefCell::new(HashMap::new());
+}
+
+/// An identity's server with what was derived from it, kept while nothing changes.
+pub struct KnownIdentity {
+    pub oid: pg_sys::Oid,
+    pub name: CString,
+    pub identity: Identity,
+    /// Hash of everything that distinguishes this identity from others; equal identities share it.
+    pub key: [u8; 32],
+}
+
+/// The identity of a server that is one. Rights are the caller's business.
+fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
+    let changes = (servers::catalog_changes(), settings::changes());
+    let known = |kept: &HashMap<_, (Changes, Rc<KnownIdentity>)>| {
+        kept.get(&oid).filter(|(at, _)| *at == changes).map(|(_, known)| known.clone())
+    };
+    if let Some(known) = KNOWN.with_borrow(known) {
+        return known;
+    }
+    let server = servers::named(name, Wrapper::Identity);
+    server.refuse_member_with_options();
+    let settings = settings::current();
+    let identity = Identity::from_options(server.options(), settings.cloud).or_raise();
+    let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
+    let known = Rc::new(KnownIdentity { oid, name: server.name, identity, key });
+    KNOWN.with_borrow_mut(|kept| kept.insert(oid, (changes, known.clone())));
+    known
+}
+
+/// The identity server of this name (`None`: the default one), which `role` must have USAGE on.
+fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
+    let default;
+    let name = match name {
+        Some(name) => name,
+        None => {
+            default = settings::default_identity();
+            &default
+        }
+    };
+    // SAFETY: a syscache look-up by name.
+    let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
+    if oid == pg_sys::InvalidOid {
+        servers::named(name, Wrapper::Identity);
+    }
+    if !compat::has_usage(oid, role) {
+        let detail = borrower.map(|server| {
+            format!("Server \"{}\" uses this identity, and its owner must have USAGE on it.", server.display())
+        });
+        servers::permission_denied(name, detail);
+    }
+    identity_of(oid, name)
+}
+
+/// The identity that the current user names, with USAGE checked.
+pub fn own(name: Option<&CStr>) -> Rc<KnownIdentity> {
+    identity_for(name, servers::current_user(), None)
+}
+
+/// The identity that a storage or vault server borrows from its owner, as a view borrows its owner's
+/// rights on tables.
+pub fn borrowed(server: &Server, resource: &Resource) -> Rc<KnownIdentity> {
+    let name = server.option("identity").map(|name| CString::new(name).unwrap_or_default());
+    let identity = identity_for(name.as_deref(), server.owner, Some(server));
+    if !identity.identity.allows(resource) {
+        Err(tokens::outside_resources(&identity)).or_raise()
+    }
+    identity
+}
+
+/// Every identity server of this database on which the current user has USAGE, or every one.
+pub fn visible(all: bool) -> Vec<Rc<KnownIdentity>> {
+    let role = servers::current_user();
+    let mut found: Vec<_> = servers::servers_of(Wrapper::Identity)
+        .into_iter()
+        .filter(|server| all || compat::has_usage(server.oid, role))
+        .filter_map(|server| {
+            // One broken server must not hide the others from a view, so nothing here raises.
+            let settings = settings::current();
+            let identity = Identity::from_options(server.options(), settings.cloud).ok()?;
+            let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
+            Some(Rc::new(KnownIdentity { oid: server.oid, name: server.name, identity, key }))
+        })
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}

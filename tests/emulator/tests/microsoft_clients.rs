@@ -1,0 +1,100 @@
+//! Microsoft's own clients are satisfied: `azure-identity` and `azure-keyvault-secrets`, in Python.
+//!
+//! `MI_PYTHON` names the interpreter of an environment with `tests/python/requirements.txt` installed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::process::Command;
+
+use common::emulator;
+use emulator::{Emulator, Fault, Identity, Reply, Secret};
+use serde_json::{Value, json};
+
+/// Runs one class of the script's tests; `more` is added to what it is told of the emulator.
+fn run(emulator: &Emulator, class: &str, more: &Value) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python");
+    let Ok(python) = std::env::var("MI_PYTHON") else {
+        panic!(
+            "MI_PYTHON is not set: `make test` does it, or \
+             python3 -m venv VENV && VENV/bin/pip install -r {folder}/requirements.txt && \
+             MI_PYTHON=VENV/bin/python"
+        );
+    };
+    let ca = std::env::temp_dir().join(format!("emulator-ca-{class}-{}.pem", std::process::id()));
+    std::fs::write(&ca, emulator.pki().ca_pem()).unwrap();
+    let mut at = json!({
+        "vault": emulator.vault_uri(),
+        "ca": ca,
+        "system": Identity::system(),
+        "keys": Identity::user("keys"),
+    });
+    for (name, value) in more.as_object().unwrap() {
+        at[name] = value.clone();
+    }
+    let output = Command::new(&python)
+        .args(["-m", "unittest", "-v"])
+        .arg(format!("microsoft_clients.{class}"))
+        .current_dir(folder)
+        // Whatever else the environment says of identities would lead the clients elsewhere.
+        .env_remove("IDENTITY_ENDPOINT")
+        .env_remove("MSI_ENDPOINT")
+        .env("AZURE_POD_IDENTITY_AUTHORITY_HOST", emulator.imds_endpoint())
+        .env("NO_PROXY", "127.0.0.1")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("EMULATOR", at.to_string())
+        .output()
+        .unwrap_or_else(|error| panic!("{python}: {error}"));
+    std::fs::remove_file(&ca).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(!told.contains("Ran 0 tests"), "{told}");
+}
+
+#[test]
+fn azure_identity_gets_each_identity() {
+    let emulator = emulator();
+    run(&emulator, "Identity", &json!({}));
+    let counters = emulator.identity().log().counters();
+    assert_eq!(counters.issued("system", "https://storage.azure.com"), 1);
+    assert_eq!(counters.issued("keys", "https://storage.azure.com"), 2);
+    assert_eq!(counters.issued("keys", "https://vault.azure.net"), 1);
+}
+
+#[test]
+fn azure_identity_is_told_of_several() {
+    let emulator = emulator();
+    let both = vec![Identity::user("keys"), Identity::user("other")];
+    emulator.identity().assign(both).unwrap();
+    run(&emulator, "SeveralIdentities", &json!({}));
+    let only = vec![Identity::user("keys")];
+    emulator.identity().assign(only).unwrap();
+    run(&emulator, "OnlyIdentity", &json!({}));
+}
+
+#[test]
+fn azure_identity_tries_again() {
+    let emulator = emulator();
+    let faults = emulator.identity().faults();
+    faults.next(2, Reply::new(429).header("Retry-After", "0"));
+    faults.next(1, Fault::status(500));
+    run(&emulator, "Throttled", &json!({}));
+    assert_eq!(emulator.identity().log().count(), 4);
+}
+
+#[test]
+fn azure_keyvault_secrets_reads_and_fails_as_against_azure() {
+    let emulator = emulator();
+    let vault = emulator.vault();
+    let old = vault.put(Secret::new("api-key", "one")).unwrap();
+    let secret = Secret::new("api-key", "two")
+        .content_type("text/plain")
+        .tag("team", "data")
+        .valid(Some(1), Some(4_000_000_000));
+    let new = vault.put(secret).unwrap();
+    vault.put(Secret::new("off", "x").disabled()).unwrap();
+    run(&emulator, "Secrets", &json!({"old": old, "new": new}));
+    let requests = vault.log().requests();
+    let with_token = requests.iter().filter(|entry| entry.bearer.is_some());
+    assert!(with_token.count() >= 14, "{requests:?}");
+}

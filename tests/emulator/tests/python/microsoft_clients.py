@@ -1,0 +1,158 @@
+"""Microsoft's clients against the emulator, which microsoft_clients.rs starts and names in EMULATOR, a JSON object.
+
+The emulator is right where these are satisfied, and where they fail as they do against Azure.
+"""
+
+import base64
+import json
+import os
+import unittest
+
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceNotFoundError,
+)
+from azure.identity import CredentialUnavailableError, ManagedIdentityCredential
+from azure.keyvault.secrets import SecretClient
+
+AT = json.loads(os.environ["EMULATOR"])
+STORAGE = "https://storage.azure.com/.default"
+VAULT = "https://vault.azure.net/.default"
+
+
+def claims(token):
+    part = token.token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+class Identity(unittest.TestCase):
+    """azure-identity; the emulator has a system-assigned identity and `keys`."""
+
+    def of(self, credential, scope=STORAGE):
+        token = credential.get_token(scope)
+        self.assertGreater(token.expires_on, 0)
+        return claims(token)
+
+    def test_system_assigned(self):
+        found = self.of(ManagedIdentityCredential())
+        self.assertEqual(found["appid"], AT["system"]["client_id"])
+        self.assertEqual(found["aud"], "https://storage.azure.com")
+
+    def test_client_id(self):
+        credential = ManagedIdentityCredential(client_id=AT["keys"]["client_id"])
+        found = self.of(credential, VAULT)
+        self.assertEqual(found["appid"], AT["keys"]["client_id"])
+        self.assertEqual(found["aud"], "https://vault.azure.net")
+
+    def test_object_id(self):
+        config = {"object_id": AT["keys"]["object_id"]}
+        found = self.of(ManagedIdentityCredential(identity_config=config))
+        self.assertEqual(found["appid"], AT["keys"]["client_id"])
+
+    def test_resource_id(self):
+        config = {"resource_id": AT["keys"]["resource_id"]}
+        found = self.of(ManagedIdentityCredential(identity_config=config))
+        self.assertEqual(found["appid"], AT["keys"]["client_id"])
+
+    def test_unknown_identity(self):
+        credential = ManagedIdentityCredential(client_id="00000000-0000-0000-0000-000000000000")
+        with self.assertRaisesRegex(CredentialUnavailableError, "Identity not found"):
+            credential.get_token(STORAGE)
+
+
+class SeveralIdentities(unittest.TestCase):
+    """azure-identity; the emulator has two user-assigned identities and no other."""
+
+    def test_none_chosen(self):
+        with self.assertRaisesRegex(CredentialUnavailableError, "Multiple user assigned identities exist"):
+            ManagedIdentityCredential().get_token(STORAGE)
+
+    def test_one_chosen(self):
+        token = ManagedIdentityCredential(client_id=AT["keys"]["client_id"]).get_token(STORAGE)
+        self.assertEqual(claims(token)["appid"], AT["keys"]["client_id"])
+
+
+class OnlyIdentity(unittest.TestCase):
+    """azure-identity; the emulator has one user-assigned identity and no other."""
+
+    def test_none_chosen(self):
+        token = ManagedIdentityCredential().get_token(STORAGE)
+        self.assertEqual(claims(token)["appid"], AT["keys"]["client_id"])
+
+
+class Throttled(unittest.TestCase):
+    """azure-identity; the emulator answers 429 twice, then 500, then rightly."""
+
+    def test_it_tries_again(self):
+        token = ManagedIdentityCredential().get_token(STORAGE)
+        self.assertEqual(claims(token)["appid"], AT["system"]["client_id"])
+
+
+class WrongAudience:
+    """A credential that answers with a storage token, whatever is asked for."""
+
+    def get_token(self, *scopes, **kwargs):
+        token = ManagedIdentityCredential().get_token(STORAGE)
+        return AccessToken(token.token, token.expires_on)
+
+
+class Secrets(unittest.TestCase):
+    """azure-keyvault-secrets, with the token of `keys`."""
+
+    def client(self, credential=None, **kwargs):
+        client = SecretClient(
+            AT["vault"],
+            credential or ManagedIdentityCredential(client_id=AT["keys"]["client_id"]),
+            verify_challenge_resource=False,
+            connection_verify=AT["ca"],
+            retry_total=0,
+            **kwargs,
+        )
+        self.addCleanup(client.close)
+        return client
+
+    def test_newest_version_by_the_package_s_own_api_version(self):
+        secret = self.client().get_secret("api-key")
+        self.assertEqual(secret.value, "two")
+        self.assertEqual(secret.properties.version, AT["new"])
+        self.assertEqual(secret.properties.content_type, "text/plain")
+        self.assertEqual(secret.properties.tags, {"team": "data"})
+        self.assertTrue(secret.properties.enabled)
+        self.assertEqual(secret.properties.expires_on.year, 2096)
+        self.assertEqual(secret.properties.recovery_level, "Recoverable+Purgeable")
+
+    def test_each_version_and_api_version(self):
+        for api_version in ["7.4", "7.5", "7.6", "2025-07-01", "2026-04-01"]:
+            with self.subTest(api_version):
+                client = self.client(api_version=api_version)
+                self.assertEqual(client.get_secret("api-key", AT["old"]).value, "one")
+                self.assertEqual(client.get_secret("api-key", AT["new"]).value, "two")
+
+    def test_disabled(self):
+        with self.assertRaises(HttpResponseError) as raised:
+            self.client().get_secret("off")
+        self.assertEqual(raised.exception.status_code, 403)
+        self.assertEqual(raised.exception.error.code, "Forbidden")
+        self.assertEqual(raised.exception.error.innererror["code"], "SecretDisabled")
+
+    def test_not_found(self):
+        for version in [None, "0" * 32]:
+            with self.subTest(version), self.assertRaises(ResourceNotFoundError) as raised:
+                self.client().get_secret("nope", version)
+            self.assertEqual(raised.exception.error.code, "SecretNotFound")
+
+    def test_wrong_audience(self):
+        with self.assertRaisesRegex(ClientAuthenticationError, "AKV10022: Invalid audience") as raised:
+            self.client(WrongAudience()).get_secret("api-key")
+        self.assertEqual(raised.exception.status_code, 401)
+
+    def test_the_challenge_names_another_host_than_ours(self):
+        client = SecretClient(AT["vault"], ManagedIdentityCredential(), connection_verify=AT["ca"])
+        with self.assertRaisesRegex(ValueError, "The challenge resource 'vault.azure.net' does not match"):
+            client.get_secret("api-key")
+
+
+if __name__ == "__main__":
+    unittest.main()

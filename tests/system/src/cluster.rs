@@ -1,0 +1,335 @@
+//! A throwaway PostgreSQL server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use postgres::error::DbError;
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tempfile::TempDir;
+
+use crate::{given, wait};
+
+/// What a server is started with, beside what every test needs.
+#[derive(Default, Clone)]
+pub struct Options {
+    /// Lines of postgresql.conf.
+    pub conf: Vec<String>,
+    /// The postmaster's environment.
+    pub environment: Vec<(String, String)>,
+    /// Without the extension in shared_preload_libraries.
+    pub not_preloaded: bool,
+}
+
+impl Options {
+    pub fn conf(mut self, line: impl Into<String>) -> Self {
+        self.conf.push(line.into());
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// A running server in a folder of its own. Stopped and removed when dropped.
+pub struct Cluster {
+    dir: TempDir,
+    options: Options,
+}
+
+impl Cluster {
+    pub fn start(options: Options) -> Self {
+        let dir = shared_folder();
+        let cluster = Self { dir, options };
+        run(as_server("cp").arg("-a").arg(template()).arg(cluster.data()));
+        let preload = if cluster.options.not_preloaded { "" } else { "managed_identity" };
+        let mut conf = format!(
+            "shared_preload_libraries = '{preload}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n\
+             max_connections = 250\nfsync = off\nlog_line_prefix = '%m [%p] '\nlog_min_messages = log\n\
+             restart_after_crash = on\n",
+            cluster.dir.path().display()
+        );
+        for line in &cluster.options.conf {
+            conf.push_str(line);
+            conf.push('\n');
+        }
+        let path = cluster.data().join("postgresql.conf");
+        append(&path, &conf);
+        cluster.pg_ctl(&["start", "-w", "-t", "60"]);
+        cluster
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The folder of sockets, data and log; readable by the server.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn data_folder(&self) -> PathBuf {
+        self.data()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// Everything the server has logged.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) {
+        let mut command = as_server("env");
+        for (name, value) in &self.options.environment {
+            command.arg(format!("{name}={value}"));
+        }
+        command.arg(bindir().join("pg_ctl")).arg("-D").arg(self.data()).arg("-l").arg(self.log_path()).args(arguments);
+        let output = command.stdin(Stdio::null()).output().expect("pg_ctl runs");
+        assert!(output.status.success(), "pg_ctl {arguments:?}: {}\n{}", text(&output), self.log());
+    }
+
+    /// `fast`, `immediate` or `smart`.
+    pub fn stop(&self, mode: &str) {
+        self.pg_ctl(&["stop", "-w", "-m", mode]);
+    }
+
+    pub fn restart(&self) {
+        self.pg_ctl(&["restart", "-w", "-m", "fast"]);
+    }
+
+    /// Starts a stopped server again.
+    pub fn start_again(&self) {
+        self.pg_ctl(&["start", "-w", "-t", "60"]);
+    }
+
+    /// The postmaster's process.
+    pub fn postmaster(&self) -> i32 {
+        let file = fs::read_to_string(self.data().join("postmaster.pid")).expect("a running server");
+        file.lines().next().and_then(|line| line.parse().ok()).expect("a pid")
+    }
+
+    /// A session of the superuser in database postgres.
+    pub fn session(&self) -> Session {
+        self.session_as("postgres")
+    }
+
+    pub fn session_as(&self, role: &str) -> Session {
+        self.try_session(role, "postgres").expect("a session")
+    }
+
+    pub fn session_in(&self, database: &str) -> Session {
+        self.try_session("postgres", database).expect("a session")
+    }
+
+    fn try_session(&self, role: &str, database: &str) -> Result<Session, postgres::Error> {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let heard = notices.clone();
+        let mut config = Config::new();
+        config.host_path(self.dir.path()).user(role).dbname(database);
+        config.notice_callback(move |notice| heard.lock().unwrap().push(notice));
+        let client = config.connect(NoTls)?;
+        Ok(Session { client, notices })
+    }
+
+    /// Waits until a server that crashed takes connections again.
+    pub fn wait_until_back(&self) {
+        wait::until("the server takes connections", || self.try_session("postgres", "postgres").is_ok());
+    }
+
+    /// psql against this server, with these arguments.
+    pub fn psql(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(bindir().join("psql"));
+        command.env_remove("PGOPTIONS").args(["-X", "-h"]).arg(self.dir.path());
+        command.args(["-U", "postgres", "-d", "postgres"]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Another program of this server, connected to it.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(bindir().join(name));
+        command.arg("-h").arg(self.dir.path()).args(["-U", "postgres"]).stdin(Stdio::null());
+        command
+    }
+
+    /// Writes a file that the server can read; returns its path.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path.to_str().expect("a path").to_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut command = as_server(bindir().join("pg_ctl"));
+        let _ = command.arg("-D").arg(self.data()).args(["stop", "-m", "immediate"]).output();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("the server's last words:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+        let _ = as_server("rm").arg("-rf").arg(self.data()).output();
+    }
+}
+
+/// A session, and what the server said in it beside its answers.
+pub struct Session {
+    client: Client,
+    notices: Arc<Mutex<Vec<DbError>>>,
+}
+
+impl Session {
+    /// Runs statements; panics on an error.
+    pub fn run(&mut self, sql: &str) {
+        self.client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {}", told(&error)));
+    }
+
+    /// The rows of a query, columns joined by `|`, as text.
+    pub fn rows(&mut self, sql: &str) -> Vec<String> {
+        self.try_rows(sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    pub fn try_rows(&mut self, sql: &str) -> Result<Vec<String>, Box<DbError>> {
+        let messages = self.client.simple_query(sql).map_err(|error| Box::new(db_error(&error, sql)))?;
+        let row = |message: SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => {
+                let cells: Vec<&str> = (0..row.len()).map(|at| row.get(at).unwrap_or("")).collect();
+                Some(cells.join("|"))
+            }
+            _ => None,
+        };
+        Ok(messages.into_iter().filter_map(row).collect())
+    }
+
+    /// The one value of a query.
+    pub fn value(&mut self, sql: &str) -> String {
+        let rows = self.rows(sql);
+        assert_eq!(rows.len(), 1, "{sql}: {rows:?}");
+        rows.into_iter().next().unwrap_or_default()
+    }
+
+    /// How many rows the last command of `sql` worked on.
+    pub fn count(&mut self, sql: &str) -> u64 {
+        let messages = self.client.simple_query(sql).unwrap_or_else(|error| panic!("{sql}: {}", told(&error)));
+        let done = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::CommandComplete(count) => Some(*count),
+            _ => None,
+        };
+        messages.iter().filter_map(done).next_back().expect("a command tag")
+    }
+
+    /// The error that `sql` ends with; panics when it succeeds.
+    pub fn error(&mut self, sql: &str) -> DbError {
+        match self.try_rows(sql) {
+            Ok(rows) => panic!("{sql} succeeded: {rows:?}"),
+            Err(error) => *error,
+        }
+    }
+
+    /// The SQLSTATE that `sql` ends with.
+    pub fn sqlstate(&mut self, sql: &str) -> String {
+        self.error(sql).code().code().to_owned()
+    }
+
+    pub fn pid(&mut self) -> i32 {
+        self.value("SELECT pg_backend_pid()").parse().expect("a pid")
+    }
+
+    /// What the server said since the last call: `SEVERITY: message`.
+    pub fn notices(&self) -> Vec<DbError> {
+        std::mem::take(&mut *self.notices.lock().unwrap())
+    }
+
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+fn db_error(error: &postgres::Error, sql: &str) -> DbError {
+    error.as_db_error().cloned().unwrap_or_else(|| panic!("{sql}: the session ended: {error}"))
+}
+
+fn told(error: &postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{error:?}"))
+}
+
+/// The pg_config of the server under test.
+pub fn pg_config(option: &str) -> String {
+    let output = Command::new(given("PG_CONFIG")).arg(option).output().expect("pg_config runs");
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
+/// The server's major version.
+pub fn major() -> u32 {
+    static MAJOR: OnceLock<u32> = OnceLock::new();
+    *MAJOR.get_or_init(|| {
+        let version = pg_config("--version");
+        let number: String =
+            version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+        number.parse().expect("a version")
+    })
+}
+
+fn bindir() -> PathBuf {
+    static BINDIR: OnceLock<PathBuf> = OnceLock::new();
+    BINDIR.get_or_init(|| pg_config("--bindir").into()).clone()
+}
+
+/// A command as the user that servers run as: PostgreSQL refuses to be root.
+fn as_server(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    if is_root() {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program);
+        command.current_dir("/");
+        return command;
+    }
+    Command::new(program)
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// A folder that the server may write to, with a short path: a socket's has 107 bytes at most.
+fn shared_folder() -> TempDir {
+    let dir = tempfile::Builder::new().prefix("mi-").tempdir_in("/tmp").expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(if is_root() { 0o777 } else { 0o700 });
+    fs::set_permissions(dir.path(), open).expect("permissions");
+    dir
+}
+
+/// An initialised data folder, made once per process and copied from.
+fn template() -> &'static Path {
+    static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
+    let dir = TEMPLATE.get_or_init(|| {
+        let dir = shared_folder();
+        let initdb = bindir().join("initdb");
+        let mut command = as_server(initdb);
+        command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]);
+        run(command.arg(dir.path().join("data")));
+        dir
+    });
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| dir.path().join("data"))
+}
+
+fn append(path: &Path, more: &str) {
+    let old = fs::read_to_string(path).expect("a file");
+    // Written in place, so that the file's owner stays.
+    fs::write(path, old + more).expect("a file");
+}
+
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().expect("it runs");
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

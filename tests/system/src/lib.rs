@@ -1,0 +1,20 @@
+//! What the tests, the demo and the benchmarks share: a throwaway PostgreSQL with the extension
+//! installed, Azurite, and the emulator, wired together. Everything ends when it is dropped.
+//!
+//! `make test` sets the environment: PG_CONFIG (the server under test), MI_AZURITE, MI_PYTHON, MI_CACHE.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
+
+mod azurite;
+mod cluster;
+pub mod wait;
+mod world;
+
+pub use azurite::Azurite;
+pub use cluster::{Cluster, Options, Session, major, pg_config};
+pub use world::{ACCOUNT, World};
+
+/// The value of a variable that `make test` sets.
+pub fn given(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run this by `make test`"))
+}
