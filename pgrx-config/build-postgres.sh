@@ -11,7 +11,7 @@ umask 022
 major=${1:?which major version?}
 prefix=${2:-}
 
-# The releases whose main archive has this major. The machine's own release is tried first: its keys are at hand.
+# The releases whose main archive has this major.
 case $major in
     15) suites="bookworm" ;;
     17) suites="trixie" ;;
