@@ -1,5 +1,7 @@
 //! The fences between the rooms of `src/`: who may name PostgreSQL, who may be unsafe, who may call whom.
 
+#![allow(clippy::expect_used, reason = "a failed step is a failed test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
