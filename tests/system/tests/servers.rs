@@ -90,7 +90,8 @@ fn options_that_are_not_enforced_are_unknown_and_the_hint_lists_ours() {
 fn values_that_cannot_be_right_are_refused() {
     let world = World::new();
     let mut session = world.session();
-    let servers: [(&str, &[(&str, &[&str])]); 3] = [
+    type Values<'v> = &'v [(&'v str, &'v [&'v str])];
+    let servers: [(&str, Values<'_>); 3] = [
         (
             "managed_identity",
             &[
