@@ -103,7 +103,7 @@ where
                 call.waited_for = Some(attempt);
                 let left = deadline - clock::monotonic();
                 if left <= 0 {
-                    return Err(too_late(timeout));
+                    return Err(too_late());
                 }
                 wait_for(at, left);
             }
@@ -116,8 +116,8 @@ where
     match step {
         Step::Serve(served) => Ok(served),
         Step::Fail(failure) => Err(failure),
-        Step::Lead { at, attempt, old } => lead(at, attempt, old, left, fetch(left)),
-        Step::Alone => alone(left, fetch(left)),
+        Step::Lead { at, attempt, old } => lead(at, attempt, old, within(left, fetch(left))),
+        Step::Alone => alone(within(left, fetch(left))),
         Step::Refused => {
             Err(Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
                 .hint("Index expressions and materialized views may use a token that is cached already."))
@@ -289,16 +289,17 @@ fn register() {
     }
 }
 
-fn lead<F>(at: usize, attempt: u64, old: Option<Served>, timeout: Duration, fetch: F) -> Result<Served, Failure>
-where
-    F: Future<Output = Result<AccessToken, Refusal>>,
-{
+fn lead(
+    at: usize,
+    attempt: u64,
+    old: Option<Served>,
+    fetch: impl Future<Output = Option<Result<AccessToken, Refusal>>>,
+) -> Result<Served, Failure> {
     LEADING.set(Some((at, attempt)));
     let guard = LeadingGuard;
-    let outcome = interrupts::wait(within(timeout, fetch));
-    let answer = match outcome {
+    let answer = match interrupts::wait(fetch) {
         // The caller's own limit says nothing about the endpoint: nobody else is told.
-        None => Err(too_late(timeout)),
+        None => Err(too_late()),
         Some(outcome) => publish(at, attempt, outcome),
     };
     drop(guard);
@@ -308,12 +309,9 @@ where
     }
 }
 
-fn alone<F>(timeout: Duration, fetch: F) -> Result<Served, Failure>
-where
-    F: Future<Output = Result<AccessToken, Refusal>>,
-{
-    match interrupts::wait(within(timeout, fetch)) {
-        None => Err(too_late(timeout)),
+fn alone(fetch: impl Future<Output = Option<Result<AccessToken, Refusal>>>) -> Result<Served, Failure> {
+    match interrupts::wait(fetch) {
+        None => Err(too_late()),
         Some(Err(refusal)) => Err(refusal.failure),
         Some(Ok(token)) => Ok(unkept(token)),
     }
@@ -328,9 +326,10 @@ async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
     tokio::time::timeout(timeout, future).await.ok()
 }
 
-fn too_late(timeout: Duration) -> Failure {
+fn too_late() -> Failure {
+    let limit = settings::acquire_timeout().as_millis();
     Failure::new(Kind::Unreachable, "timed out waiting for an access token")
-        .detail(format!("There was none within {} ms.", timeout.as_millis()))
+        .detail(format!("There was none within {limit} ms."))
         .hint("The wait is bounded by managed_identity.acquire_timeout.")
 }
 

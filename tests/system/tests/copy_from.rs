@@ -285,7 +285,8 @@ fn a_large_blob_is_whole_plain_gzipped_and_in_members_and_freeze_freezes() {
             world.url("box/l.csv")
         ));
         assert_eq!(session.value("SELECT count(*) FROM fresh"), "260000");
-        let frozen = "SELECT relallvisible = relpages FROM pg_class WHERE relname = 'fresh'";
+        // From 18 on core leaves some pages out, from a file too.
+        let frozen = "SELECT relallvisible > relpages * 0.9 FROM pg_class WHERE relname = 'fresh'";
         assert_eq!(session.value(frozen), visible, "FREEZE {option}");
         session.run("DROP TABLE fresh");
     }
