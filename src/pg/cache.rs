@@ -105,6 +105,7 @@ pub struct Slot {
     pub lease_until: i64,
     pub no_retry_before: i64,
     pub no_refresh_before: i64,
+    pub no_force_before: i64,
     pub began_at: i64,
     /// Unix seconds.
     pub expires_at: i64,
@@ -331,6 +332,7 @@ impl Locked {
         slot.attempt = attempt + 1;
         slot.no_retry_before = 0;
         slot.no_refresh_before = 0;
+        slot.no_force_before = 0;
         slot.began_at = 0;
         slot.fetches = 0;
         slot.failures = 0;

@@ -180,12 +180,15 @@ impl Call {
         if slot.oversize {
             return Next::Act(Step::Alone);
         }
+        if self.force {
+            slot.no_force_before = monotonic + FORCE_PAUSE;
+        }
         Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: None })
     }
 
-    /// A forced refresh wants a token whose fetch began after the call, or a moment before it.
+    /// A forced refresh wants a token whose fetch began after the call, or was forced a moment before.
     fn is_fresh_enough(&self, slot: &Slot, monotonic: i64) -> bool {
-        !self.force || slot.began_at >= self.came || (slot.owner == 0 && monotonic - slot.began_at < FORCE_PAUSE)
+        !self.force || slot.began_at >= self.came || (slot.owner == 0 && slot.no_force_before > monotonic)
     }
 }
 

@@ -313,6 +313,7 @@ fn microsofts_client_reads_every_name_and_its_content() {
     assert!(output.status.success());
     let mut seen: Vec<String> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
     let mut expected: Vec<String> = names.iter().map(|(_, name)| format!("{name}: this is {name}")).collect();
-    (seen.sort(), expected.sort());
+    seen.sort();
+    expected.sort();
     assert_eq!(seen, expected);
 }

@@ -46,7 +46,7 @@ fn beside(mut session: Session, sql: String, meanwhile: impl FnOnce()) -> (Sessi
 }
 
 #[test]
-fn a_download_that_is_cut_reset_refused_and_throttled_again_and_again_is_whole() {
+fn a_download_that_is_cut_after_every_5_mib_is_whole_and_asks_for_nothing_twice() {
     let (world, mut session, expected) = world_with(30);
     let load = format!("TRUNCATE t; COPY t FROM '{}'", world.url("box/big.csv"));
     let (log, faults) = (world.proxy().log(), world.proxy().faults());
@@ -62,6 +62,14 @@ fn a_download_that_is_cut_reset_refused_and_throttled_again_and_again_is_whole()
     assert!(first.header("if-match").is_none(), "there is no ETag yet");
     assert!(requests[1..].iter().all(|entry| entry.header("if-match").is_some()), "one version only");
 
+    assert_eq!(world.asked(), 1, "none of this was the token's fault");
+}
+
+#[test]
+fn a_download_that_is_cut_reset_refused_and_throttled_here_and_there_is_whole() {
+    let (world, mut session, expected) = world_with(10);
+    let load = format!("TRUNCATE t; COPY t FROM '{}'", world.url("box/big.csv"));
+    let (log, faults) = (world.proxy().log(), world.proxy().faults());
     for (what, fault, times) in [
         ("cut after a byte", Fault::Cut { after: 1 }, 4),
         ("ended early in good order", Fault::Truncate { after: 300_000 }, 4),
@@ -77,7 +85,7 @@ fn a_download_that_is_cut_reset_refused_and_throttled_again_and_again_is_whole()
             faults.add(Rule::new(fault.clone()).times(times).skip(skip));
             session.run(&load);
             assert_eq!(session.value(SUM), expected, "{what} after {skip}");
-            assert!(log.count() >= 5 + times as usize, "{what} after {skip}: it struck");
+            assert!(log.count() >= 3 + times as usize, "{what} after {skip}: it struck");
         }
     }
     faults.clear();
@@ -287,7 +295,7 @@ fn an_upload_that_is_cut_reset_refused_and_throttled_is_whole_and_one_that_canno
     session.run(&format!("COPY (SELECT 'small') TO '{}'", world.url("box/small.csv")));
     assert_eq!(world.azurite().text("box/small.csv"), "small\n");
 
-    for (query, sql) in [("comp=blocklist", dump), ("", "COPY (SELECT 'new') TO"), ("comp=block&", dump)] {
+    for (query, sql) in [("comp=blocklist", dump), ("", "COPY (SELECT 'new') TO")] {
         world.azurite().put("box/kept.csv", "old");
         faults.clear();
         faults.add(Rule::new(Fault::status(503)).when(Filter::method("PUT").and_query(query)));
