@@ -26,7 +26,7 @@ done
 
 for major in 15 18; do
     echo "== clippy, PostgreSQL $major"
-    cargo clippy --locked --workspace --all-targets --no-default-features --features "managed_identity/pg$major" -- -D warnings
+    cargo clippy --locked --keep-going --workspace --all-targets --no-default-features --features "managed_identity/pg$major" -- -D warnings
 done
 
 echo "== licences, bans, sources"
