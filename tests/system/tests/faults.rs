@@ -72,7 +72,7 @@ fn a_download_that_is_cut_reset_refused_and_throttled_here_and_there_is_whole() 
     let (log, faults) = (world.proxy().log(), world.proxy().faults());
     for (what, fault, times) in [
         ("cut after a byte", Fault::Cut { after: 1 }, 4),
-        ("ended early in good order", Fault::Truncate { after: 300_000 }, 4),
+        ("ended early in good order", Fault::Truncate { after: 100_000 }, 4),
         ("reset", Fault::Reset, 3),
         ("503", Fault::status(503), 3),
         ("500", Fault::status(500), 2),
