@@ -1,0 +1,186 @@
+//! The room of the cache: which tokens it keeps and which it does not, and that it forgets for good.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+
+use emulator::{Config, Emulator, Fault, Filter, Identity, Pki, Reply, Rule};
+use server_tests::{Cluster, Options, Session, World, wait};
+
+const TOKEN: &str = "SELECT managed_identity.access_token('storage')";
+
+/// A call for a resource of its own, whose requests a filter finds by `name`.
+fn call(name: &str) -> String {
+    format!("SELECT managed_identity.access_token('https://{name}.example.com')")
+}
+
+fn world(conf: &[&str]) -> World {
+    let options = conf.iter().fold(Options::default(), |options, line| options.conf(*line));
+    World::with(options, vec![Identity::system()])
+}
+
+/// How often the endpoint was asked with `name` in the query.
+fn asked(world: &World, name: &str) -> usize {
+    let log = world.emulator.identity().log().requests();
+    log.iter().filter(|entry| entry.raw_query.contains(name)).count()
+}
+
+fn strike(world: &World, name: &str, fault: impl Into<Fault>) {
+    world.emulator.identity().faults().add(Rule::new(fault).when(Filter::query(name)));
+}
+
+#[test]
+fn a_large_token_is_served_whole_and_one_too_large_is_refused() {
+    let world = World::new();
+    let (mut one, mut two) = (world.session(), world.session());
+    let cached = "SELECT count(*) FROM managed_identity.cached_tokens WHERE state = 'ready'";
+    // Bytes, requests of three calls, entries.
+    for (size, requests, entries) in [(16_384, 1, 1), (16_385, 3, 0), (20_000, 3, 0), (65_536, 3, 0)] {
+        world.emulator.identity().set_token_size(Some(size));
+        one.run("SELECT managed_identity.forget_tokens()");
+        world.emulator.identity().log().clear();
+        for session in [&mut one, &mut two] {
+            let token = session.value(TOKEN);
+            let issued = world.emulator.identity().log().issued_tokens().pop();
+            assert!(token.len() == size && Some(token) == issued, "{size}: the token came whole");
+        }
+        assert_eq!(
+            one.value("SELECT length(managed_identity.authorization_header('storage'))"),
+            (size + 7).to_string()
+        );
+        assert_eq!(world.asked(), requests, "{size}");
+        assert_eq!(two.value(cached), entries.to_string(), "{size}");
+    }
+    world.emulator.identity().set_token_size(Some(65_537));
+    for session in [&mut one, &mut two] {
+        assert_eq!(session.sqlstate(TOKEN), "54000");
+    }
+    world.emulator.identity().set_token_size(None);
+    one.run(TOKEN);
+    assert_eq!(two.value(cached), "1");
+}
+
+#[test]
+fn invented_resources_and_failures_never_evict_a_token() {
+    let world = world(&["managed_identity.cache_entries = 8", "managed_identity.acquire_timeout = '1s'"]);
+    let mut session = world.session();
+    strike(&world, "invented", Reply::new(400));
+    strike(&world, "unwell", Reply::new(503));
+    let valid = |session: &mut Session, names: std::ops::Range<usize>| {
+        for n in names {
+            session.run(&call(&format!("valid{n}-")));
+        }
+    };
+    let invent = |kind: &str, sqlstate: &str| {
+        for n in 0..20 {
+            assert_eq!(world.session().sqlstate(&call(&format!("{kind}{n}-"))), sqlstate);
+        }
+    };
+    valid(&mut session, 0..4);
+    invent("invented", "28000");
+    valid(&mut world.session(), 0..4);
+    assert_eq!(asked(&world, "valid"), 4, "nothing was lost");
+    // What failed makes room for what works.
+    valid(&mut session, 4..8);
+    valid(&mut world.session(), 0..8);
+    assert_eq!(asked(&world, "valid"), 8);
+    invent("invented", "28000");
+    invent("unwell", "58000");
+    valid(&mut world.session(), 0..8);
+    assert_eq!(asked(&world, "valid"), 8, "nothing was lost");
+    // One more than there is room for is served, and costs none of the others its place.
+    valid(&mut session, 8..9);
+    valid(&mut world.session(), 0..8);
+    assert_eq!(asked(&world, "valid"), 9);
+    assert_eq!(session.value("SELECT count(*) FROM managed_identity.cached_tokens WHERE state = 'ready'"), "8");
+}
+
+/// Whether any of these texts is anywhere in the memory that the server's processes share.
+fn in_shared_memory(cluster: &Cluster, texts: &[&str]) -> Vec<bool> {
+    let process = format!("/proc/{}", cluster.postmaster());
+    let memory = File::open(format!("{process}/mem")).expect("the server's memory");
+    let maps = fs::read_to_string(format!("{process}/maps")).expect("its map");
+    let mut found = vec![false; texts.len()];
+    for line in maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|mode| mode == "rw-s")) {
+        let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).expect("an address"));
+        let mut bytes = vec![0; usize::try_from(end - start).expect("a length")];
+        memory.read_exact_at(&mut bytes, start).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let content = String::from_utf8_lossy(&bytes);
+        for (found, text) in found.iter_mut().zip(texts) {
+            *found |= content.contains(text);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_token_that_is_dropped_is_wiped() {
+    let world = world(&["shared_buffers = '1MB'"]);
+    let probe = File::open(format!("/proc/{}/mem", world.cluster.postmaster()));
+    if probe.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+        eprintln!("left out: a_token_that_is_dropped_is_wiped (only root may read a server's memory)");
+        return;
+    }
+    let mut session = world.session();
+    let kept = session.value("SELECT managed_identity.access_token('sql')");
+    let token = session.value(TOKEN);
+    // The signature: all else is much the same in every token.
+    let (start, end) = (token.len() - 300, token.len() - 60);
+    let pieces = [&kept[kept.len() - 60..], &token[start..start + 60], &token[end..]];
+    assert_eq!(in_shared_memory(&world.cluster, &pieces), [true, true, true], "the search finds what is there");
+    assert_eq!(session.value("SELECT managed_identity.forget_tokens('storage')"), "1");
+    assert_eq!(in_shared_memory(&world.cluster, &pieces), [true, false, false]);
+    // Shorter or longer, a token leaves nothing of the one before it in its place.
+    world.emulator.identity().set_token_life(1);
+    let short = session.value(TOKEN);
+    world.emulator.identity().set_token_life(3600);
+    wait::until("the next token", || session.value(TOKEN) != short);
+    let next = session.value(TOKEN);
+    let pieces = [&next[next.len() - 60..], &short[short.len() - 60..]];
+    assert_eq!(in_shared_memory(&world.cluster, &pieces), [true, false]);
+    // What is too long to be kept is never there.
+    world.emulator.identity().set_token_size(Some(20_000));
+    let large = session.value("SELECT managed_identity.access_token('graph')");
+    assert_eq!(
+        in_shared_memory(&world.cluster, &[&large[..60], &large[large.len() - 60..], &kept[..60]])[1..],
+        [false, true]
+    );
+}
+
+#[test]
+fn without_preloading_each_session_fetches_for_itself_and_is_told_once() {
+    let emulator = Emulator::start(Config::new(Pki::create().expect("certificates"))).expect("an emulator");
+    let options = Options { not_preloaded: true, ..Options::default() };
+    let cluster =
+        Cluster::start(options.conf(format!("managed_identity.imds_endpoint = '{}'", emulator.imds_endpoint())));
+    cluster.session().run("CREATE EXTENSION managed_identity");
+    let (mut one, mut two) = (cluster.session(), cluster.session());
+    let mut tokens = BTreeSet::new();
+    for session in [&mut one, &mut two] {
+        let token = session.value(TOKEN);
+        let notices = session.notices();
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        assert_eq!(notices[0].severity(), "NOTICE");
+        assert!(notices[0].hint().is_some_and(|hint| hint.contains("shared_preload_libraries")), "{notices:?}");
+        for _ in 0..3 {
+            assert_eq!(session.value(TOKEN), token);
+        }
+        session.run("SELECT managed_identity.access_token('sql')");
+        assert!(session.notices().is_empty(), "once");
+        assert_eq!(session.value("SELECT sum(hits) FROM managed_identity.cached_tokens"), "3");
+        tokens.insert(token);
+    }
+    assert_eq!((tokens.len(), emulator.identity().log().count()), (2, 4));
+    assert_eq!(one.value("SELECT managed_identity.forget_tokens()"), "2");
+    one.run(TOKEN);
+    two.run(TOKEN);
+    assert_eq!(emulator.identity().log().count(), 5, "the other session has its own");
+    // Failures and refusals are as with a shared cache.
+    emulator.identity().faults().next(1, Fault::status(400));
+    assert_eq!(one.sqlstate(&call("refused")), "28000");
+    one.run(&call("refused"));
+}
