@@ -11,7 +11,7 @@ umask 022
 major=${1:?which major version?}
 prefix=${2:-}
 
-# The releases whose main archive has this major. The machine's own release is tried first: its keys are at hand.
+# The releases whose main archive has this major.
 case $major in
     15) suites="bookworm" ;;
     17) suites="trixie" ;;
@@ -76,12 +76,12 @@ cp -r "$work/tree/src/test/regress" "$work/source/src/test/"
 if [ -n "$prefix" ]; then
     log=$MI_CACHE/postgresql-$major.log
     echo "building PostgreSQL $major, log in $log"
-    if ! (
-        cd "$work/tree"
-        ./configure --prefix="$prefix" --with-icu --with-openssl
-        make -j"$(nproc)" world-bin
-        make DESTDIR="$work/image" install-world-bin
-    ) >"$log" 2>&1; then
+    # PostgreSQL generates its headers at make's top level only, and this script may itself be run by make.
+    unset MAKELEVEL MAKEFLAGS MFLAGS
+    if ! { cd "$work/tree" &&
+        ./configure --prefix="$prefix" --with-icu --with-openssl &&
+        make -j"$(nproc)" world-bin &&
+        make DESTDIR="$work/image" install-world-bin; } >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         exit 1
     fi

@@ -8,4 +8,4 @@ pgrx-config/setup.sh demo
 
 export PG_CONFIG=${PG_CONFIG:-$(mi_any_pg_config)}
 pgrx-config/install.sh "$PG_CONFIG"
-cargo run --quiet --release -p server-tests --bin demo
+cargo run --quiet -p server-tests --bin demo

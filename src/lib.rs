@@ -44,11 +44,5 @@ extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", finalize);
 /// shared memory. Fails for nothing and waits for nothing.
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
-    pg::settings::init();
-    // SAFETY: a plain global, set before any library is loaded.
-    #[allow(unsafe_code)]
-    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
-        pg::cache::init();
-    }
-    pg::copy::init();
+    pg::init();
 }

@@ -63,7 +63,8 @@ impl Service {
     async fn send(&self, request: &HttpRequest, url: &Url, token: &AccessToken) -> Result<HttpResponse, HttpError> {
         let (parts, body) = request.clone().into_parts();
         let mut headers = parts.headers;
-        self.destination.attach(url, &mut headers, token).map_err(stop)?;
+        let credential = token.bearer().map_err(stop)?;
+        self.destination.attach(url, &mut headers, credential).map_err(stop)?;
         let mut outgoing = reqwest::Request::new(parts.method, url.clone());
         *outgoing.headers_mut() = headers;
         let progress = Progress::default();

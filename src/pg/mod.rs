@@ -19,3 +19,13 @@ pub mod storage;
 pub mod text;
 pub mod tokens;
 pub mod vault;
+
+/// What `_PG_init` does.
+pub fn init() {
+    settings::init();
+    // SAFETY: a plain global, set before any library is loaded.
+    if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
+        cache::init();
+    }
+    copy::init();
+}

@@ -24,7 +24,7 @@ pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
     let mut request = secret::request(&vault.access, name, version).or_raise();
     let options = settings::http_options();
     let token = vault.token();
-    vault.access.destination.attach(&request.url, &mut request.headers, &token).or_raise();
+    vault.access.destination.attach(&request.url, &mut request.headers, token.bearer().or_raise()).or_raise();
     let answer =
         interrupts::wait(client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES))
             .or_raise();

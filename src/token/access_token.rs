@@ -1,7 +1,7 @@
 //! The token itself, in a type that cannot be printed and is wiped on drop.
 
 use reqwest::header::HeaderValue;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::http::failure::{Failure, Kind};
 
@@ -36,14 +36,13 @@ impl AccessToken {
         &self.secret
     }
 
-    /// `Bearer …`, marked so that HTTP code neither prints nor indexes it. Made by the one gate only.
+    /// `Bearer …`, marked so that HTTP code neither prints nor indexes it; for the one gate to attach.
     pub(crate) fn bearer(&self) -> Result<HeaderValue, Failure> {
         let mut text = Zeroizing::new(Vec::with_capacity(7 + self.secret.len()));
         text.extend_from_slice(b"Bearer ");
         text.extend_from_slice(self.secret.as_bytes());
         let mut value = HeaderValue::from_bytes(&text)
             .map_err(|_| Failure::new(Kind::Protocol, "the access token cannot stand in a header"))?;
-        text.zeroize();
         value.set_sensitive(true);
         Ok(value)
     }

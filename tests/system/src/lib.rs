@@ -7,11 +7,13 @@
 
 mod azurite;
 mod cluster;
+mod outcome;
 pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
 pub use cluster::{Cluster, Options, Session, major, pg_config};
+pub use outcome::outcome;
 pub use world::{ACCOUNT, World};
 
 /// The value of a variable that `make test` sets.

@@ -1,0 +1,131 @@
+//! Whose rights open a storage account or a vault: the server's owner lends the identity, the current user
+//! needs USAGE on the server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
+
+use server_tests::{ACCOUNT, Session, World};
+
+const SECRET: &str = "SELECT azure_key_vault.secret('vault', 'db-password')";
+
+fn refused(session: &mut Session, sqlstate: &str, sql: &str) -> String {
+    let error = session.error(sql);
+    assert_eq!(error.code().code(), sqlstate, "{sql}: {error:?}");
+    format!("{} {}", error.message(), error.hint().unwrap_or_default())
+}
+
+/// A world with a table, a blob, and roles boss, etl and nobody who may read secrets if a server lets them.
+fn world() -> (World, String) {
+    let world = World::with_storage();
+    world.azurite().put("box/a.csv", "1\n");
+    for role in ["boss", "etl", "nobody"] {
+        drop(world.role(role));
+    }
+    world.session().run(&format!(
+        "CREATE TABLE t (a int); GRANT ALL ON t TO boss, etl, nobody;
+         GRANT EXECUTE ON FUNCTION azure_key_vault.secret, managed_identity.access_token TO boss, etl, nobody;
+         GRANT USAGE ON FOREIGN SERVER vault, {ACCOUNT} TO etl"
+    ));
+    let copy = format!("COPY t FROM '{}'", world.url("box/a.csv"));
+    (world, copy)
+}
+
+#[test]
+fn a_server_lends_its_owners_right_on_the_identity_and_no_other() {
+    let (world, copy) = world();
+    let mut session = world.session();
+    // Open all the time: what changes elsewhere is seen at its next use.
+    let mut etl = world.cluster.session_as("etl");
+    assert_eq!((etl.value(SECRET), etl.count(&copy)), ("hunter2".to_owned(), 1));
+    let vault = world.emulator.vault().log();
+    let (asked, read, sent) = (world.asked(), vault.count(), world.proxy().log().count());
+    session.run(&format!("ALTER SERVER vault OWNER TO boss; ALTER SERVER {ACCOUNT} OWNER TO boss"));
+    for (sql, identity) in [(SECRET, "keys"), (&copy, "machine")] {
+        // A superuser's own rights are no substitute for the owner's.
+        for who in [&mut etl, &mut session] {
+            assert!(refused(who, "42501", sql).contains(identity));
+        }
+    }
+    // Nor is a grant to the user of the server.
+    session.run("GRANT USAGE ON FOREIGN SERVER keys, machine TO etl");
+    refused(&mut etl, "42501", SECRET);
+    refused(&mut etl, "42501", &copy);
+    session.run("REVOKE USAGE ON FOREIGN SERVER keys, machine FROM etl");
+    assert_eq!((world.asked(), vault.count(), world.proxy().log().count()), (asked, read, sent), "nothing was sent");
+    session.run("GRANT USAGE ON FOREIGN SERVER keys, machine TO boss");
+    assert_eq!((etl.value(SECRET), etl.count(&copy)), ("hunter2".to_owned(), 1));
+    refused(&mut etl, "42501", "SELECT managed_identity.access_token('key-vault', 'keys')");
+    session.run("REVOKE USAGE ON FOREIGN SERVER keys, machine FROM boss");
+    refused(&mut etl, "42501", SECRET);
+    refused(&mut etl, "42501", &copy);
+    // Through a group it counts too, and the right of the former owner does not.
+    session.run("CREATE ROLE lenders; GRANT USAGE ON FOREIGN SERVER keys, machine TO lenders; GRANT lenders TO boss");
+    assert_eq!((etl.value(SECRET), etl.count(&copy)), ("hunter2".to_owned(), 1));
+    session.run(&format!("ALTER SERVER vault OWNER TO nobody; ALTER SERVER {ACCOUNT} OWNER TO nobody"));
+    refused(&mut etl, "42501", SECRET);
+    refused(&mut etl, "42501", &copy);
+    assert_eq!(world.asked(), asked, "all from the cache");
+}
+
+#[test]
+fn the_current_user_counts_as_for_tables() {
+    let (world, copy) = world();
+    let mut session = world.session();
+    session.run(
+        "CREATE ROLE readers; CREATE ROLE member LOGIN IN ROLE readers;
+         CREATE ROLE stranger LOGIN NOINHERIT; GRANT readers TO stranger;
+         GRANT ALL ON t TO readers, member, stranger;
+         GRANT EXECUTE ON FUNCTION azure_key_vault.secret TO readers, member, stranger;
+         GRANT readers TO nobody; REVOKE readers FROM nobody",
+    );
+    session.run(&format!("GRANT USAGE ON FOREIGN SERVER vault, {ACCOUNT} TO readers"));
+    let works = |session: &mut Session| {
+        assert_eq!((session.value(SECRET), session.count(&copy)), ("hunter2".to_owned(), 1));
+    };
+    let fails = |session: &mut Session| {
+        assert!(refused(session, "42501", SECRET).contains("GRANT USAGE"));
+        assert!(refused(session, "42501", &copy).contains("GRANT USAGE"));
+    };
+    works(&mut world.cluster.session_as("member"));
+    let mut stranger = world.cluster.session_as("stranger");
+    // Before 16 it is the role that does not inherit, from 16 on its membership: the same here.
+    fails(&mut stranger);
+    stranger.run("SET ROLE readers");
+    works(&mut stranger);
+    stranger.run("RESET ROLE");
+    fails(&mut stranger);
+    works(&mut session);
+    session.run("SET ROLE nobody");
+    fails(&mut session);
+    session.run("RESET ROLE");
+    // A function that runs as its owner lends that role's rights, and takes the caller's away.
+    session.run(&format!(
+        "CREATE FUNCTION load() RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $f$
+         BEGIN EXECUTE $c${copy}$c$; RETURN azure_key_vault.secret('vault', 'db-password'); END $f$;
+         CREATE FUNCTION read() RETURNS text LANGUAGE sql SECURITY DEFINER AS $f${SECRET}$f$;
+         ALTER FUNCTION load() OWNER TO etl; ALTER FUNCTION read() OWNER TO etl"
+    ));
+    let mut nobody = world.cluster.session_as("nobody");
+    fails(&mut nobody);
+    for call in ["SELECT load()", "SELECT read()"] {
+        assert_eq!(nobody.value(call), "hunter2");
+        assert_eq!(session.value(call), "hunter2");
+    }
+    fails(&mut nobody);
+    session.run("ALTER FUNCTION load() OWNER TO nobody; ALTER FUNCTION read() OWNER TO nobody");
+    for call in ["SELECT load()", "SELECT read()"] {
+        refused(&mut world.cluster.session_as("etl"), "42501", call);
+        refused(&mut session, "42501", call);
+    }
+    // Revoked is revoked at once, also where a token is at hand.
+    let mut etl = world.cluster.session_as("etl");
+    works(&mut etl);
+    session.run(&format!("REVOKE USAGE ON FOREIGN SERVER vault, {ACCOUNT} FROM etl"));
+    fails(&mut etl);
+    // A token itself needs EXECUTE and USAGE on the identity.
+    let token = "SELECT managed_identity.access_token('storage')";
+    refused(&mut etl, "42501", token);
+    session.run("GRANT USAGE ON FOREIGN SERVER machine TO etl");
+    etl.run(token);
+    session.run("REVOKE EXECUTE ON FUNCTION managed_identity.access_token FROM etl");
+    refused(&mut etl, "42501", token);
+}
