@@ -4,6 +4,7 @@
 //! as long as somebody holds the [`Download`]: dropping that ends it, wherever it is.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,8 +24,11 @@ use crate::token::AccessToken;
 /// The first range is small, so that work on it begins early and a small blob costs one request.
 const FIRST_RANGE: usize = 1 << 20;
 
-/// Decompressed bytes are handed over in pieces of about this size.
-const DECOMPRESSED: usize = 1 << 20;
+/// Bytes are handed over in pieces of about this size.
+const PIECE: usize = 1 << 20;
+
+/// Pieces that wait for the reader: enough for it not to wait for the thread.
+const QUEUED: usize = 4;
 
 /// What comes next.
 #[derive(Debug)]
@@ -48,8 +52,7 @@ pub struct Download {
 impl Download {
     /// Starts reading; `block` bounds the size of a range.
     pub fn start(target: Target, token: AccessToken, gzip: bool, block: usize) -> Result<Self, Failure> {
-        // One range waits here while another is worked on and others arrive.
-        let (sender, next) = mpsc::channel(1);
+        let (sender, next) = mpsc::channel(QUEUED);
         let (renewer, bearer) = credential::cell(token);
         helper::start("mi download", async move {
             let work = async {
@@ -104,7 +107,7 @@ async fn produce(
 
     // Tasks, so that they go on while this one waits for a reader that is busy: a body that nobody
     // takes from would be reset by the service.
-    let mut ahead: VecDeque<JoinHandle<Result<Bytes, Failure>>> = VecDeque::new();
+    let mut ahead: VecDeque<JoinHandle<Result<Vec<Bytes>, Failure>>> = VecDeque::new();
     let mut planned = first.range.end;
     ahead.push_back(tokio::spawn(fetch(store.clone(), first.range.clone(), e_tag.clone(), Some(first))));
     while !ahead.is_empty() || planned < size {
@@ -114,8 +117,9 @@ async fn produce(
             planned = end;
         }
         if let Some(next) = ahead.pop_front() {
-            let data = next.await.map_err(|_| helper::vanished())??;
-            out.write(data).await?;
+            for data in next.await.map_err(|_| helper::vanished())?? {
+                out.write(data).await?;
+            }
         }
     }
     out.finish().await
@@ -135,20 +139,20 @@ async fn open(store: &Store, length: u64) -> Result<Option<GetResult>, Failure> 
 /// as long as bytes arrive, this begins a new one.
 async fn fetch(
     store: Arc<Store>,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     e_tag: String,
     mut answer: Option<GetResult>,
-) -> Result<Bytes, Failure> {
-    let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-    let mut data = Vec::with_capacity(wanted);
+) -> Result<Vec<Bytes>, Failure> {
+    let mut data = Collected::default();
     loop {
-        let before = data.len();
-        match fetch_some(&store, range.start + before as u64..range.end, &e_tag, answer.take(), &mut data).await {
-            Ok(()) if data.len() == wanted => return Ok(data.into()),
+        let before = data.length;
+        let rest = range.start + before..range.end;
+        match fetch_some(&store, rest, &e_tag, answer.take(), &mut data).await {
+            Ok(()) if range.start + data.length == range.end => return Ok(data.finish()),
             Ok(()) => {
                 return Err(Failure::new(Kind::Protocol, "the storage service sent more or less than was asked for"));
             }
-            Err(failure) if failure.kind.is_transient() && data.len() > before => {}
+            Err(failure) if failure.kind.is_transient() && data.length > before => {}
             Err(failure) => return Err(failure),
         }
     }
@@ -156,10 +160,10 @@ async fn fetch(
 
 async fn fetch_some(
     store: &Store,
-    range: std::ops::Range<u64>,
+    range: Range<u64>,
     e_tag: &str,
     answer: Option<GetResult>,
-    data: &mut Vec<u8>,
+    data: &mut Collected,
 ) -> Result<(), Failure> {
     let answer = match answer {
         // Its ETag is the one that all others must have, and object_store asks for it when it goes on.
@@ -175,10 +179,42 @@ async fn fetch_some(
     };
     let mut body = answer.into_stream();
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|error| store.failure(&error))?;
-        data.extend_from_slice(&piece);
+        data.push(&piece.map_err(|error| store.failure(&error))?);
     }
     Ok(())
+}
+
+/// What has arrived of a range, in pieces of one size, each of which is given back as soon as it is
+/// used: ranges as a whole would leave holes that only another whole range fills.
+#[derive(Default)]
+struct Collected {
+    full: Vec<Bytes>,
+    filling: Vec<u8>,
+    length: u64,
+}
+
+impl Collected {
+    fn push(&mut self, mut data: &[u8]) {
+        self.length += data.len() as u64;
+        while !data.is_empty() {
+            if self.filling.capacity() == 0 {
+                self.filling = Vec::with_capacity(PIECE);
+            }
+            let (now, later) = data.split_at(data.len().min(PIECE - self.filling.len()));
+            self.filling.extend_from_slice(now);
+            data = later;
+            if self.filling.len() == PIECE {
+                self.full.push(std::mem::take(&mut self.filling).into());
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        if !self.filling.is_empty() {
+            self.full.push(self.filling.into());
+        }
+        self.full
+    }
 }
 
 /// The helper's way to the reader.
@@ -200,8 +236,8 @@ impl Output<'_> {
         };
         while !data.is_empty() {
             gunzip.push(&mut data)?;
-            if gunzip.output().len() >= DECOMPRESSED {
-                let piece = std::mem::replace(gunzip.output(), Vec::with_capacity(DECOMPRESSED + DECOMPRESSED / 4));
+            if gunzip.output().len() >= PIECE {
+                let piece = std::mem::replace(gunzip.output(), Vec::with_capacity(PIECE + PIECE / 4));
                 let _ = self.out.send(Next::Data(piece.into())).await;
                 // The ranges' tasks run on this thread, too.
                 tokio::task::yield_now().await;
@@ -219,5 +255,24 @@ impl Output<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_collected_is_what_came_in_pieces_of_one_size() {
+        let mut collected = Collected::default();
+        let data: Vec<u8> = (0..3 * PIECE + 5).map(|at| at as u8).collect();
+        for piece in data.chunks(70_001) {
+            collected.push(piece);
+        }
+        assert_eq!(collected.length, data.len() as u64);
+        let pieces = collected.finish();
+        assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE, PIECE, PIECE, 5]);
+        assert_eq!(pieces.concat(), data);
+        assert!(Collected::default().finish().is_empty());
     }
 }

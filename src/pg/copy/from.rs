@@ -1,8 +1,6 @@
 //! COPY FROM a blob: core's own COPY, which takes its data from a download.
 
-use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
-use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
 use pgrx::prelude::*;
@@ -10,15 +8,15 @@ use pgrx::prelude::*;
 use super::super::error::{OrRaise, error, raise};
 use super::super::{interrupts, settings};
 use super::checks;
-use super::lease::Lease;
+use super::lease::{Descriptors, Lease};
+use super::stack::{self, Pushed, Stack};
 use super::statement::Statement;
 use crate::blob::download::{Download, Next};
 use crate::blob::store::Target;
 use crate::token::AccessToken;
 
 thread_local! {
-    /// Core's callback has no argument of our own. COPY nests, through triggers, so this is a stack.
-    static SOURCES: RefCell<Vec<Rc<RefCell<Source>>>> = const { RefCell::new(Vec::new()) };
+    static SOURCES: Stack<Source> = const { Stack::new() };
 }
 
 /// Runs the statement and returns the number of rows.
@@ -35,10 +33,10 @@ pub fn run(statement: &Statement) -> u64 {
     }
     // A source that has its token: nothing is waited for on the identity's endpoint any more once core
     // has begun.
-    let source = Rc::new(RefCell::new(Source::new(statement)));
-    let _pushed = Pushed::new(source.clone());
-    // SAFETY: as above; the callback is guarded, has core's signature, and finds the source until
-    // `_pushed` is dropped, which is after the last use of `copy`.
+    let _descriptors = Descriptors::reserve();
+    let source = Pushed::new(&SOURCES, Source::new(statement));
+    // SAFETY: as above; the callback is guarded, has core's signature, and finds the source as long
+    // as that is on its stack, which is until after the last use of `copy`.
     let processed = unsafe {
         let copy = pg_sys::BeginCopyFrom(
             pstate,
@@ -51,7 +49,8 @@ pub fn run(statement: &Statement) -> u64 {
             (*stmt).options,
         );
         // Here core opens its file, and nothing of a missing one is put down to line 1.
-        if let Some(total) = source.borrow_mut().total() {
+        let total = source.entry().total();
+        if let Some(total) = total {
             pg_sys::pgstat_progress_update_param(pg_sys::PROGRESS_COPY_BYTES_TOTAL as c_int, total);
         }
         let processed = pg_sys::CopyFrom(copy);
@@ -62,31 +61,10 @@ pub fn run(statement: &Statement) -> u64 {
     processed
 }
 
-/// A place on the stack, given up on return and on every ERROR, also one that plpgsql catches. Cut to a
-/// depth, not popped: an inner one may already be gone.
-struct Pushed {
-    depth: usize,
-}
-
-impl Pushed {
-    fn new(source: Rc<RefCell<Source>>) -> Self {
-        SOURCES.with_borrow_mut(|sources| {
-            sources.push(source);
-            Self { depth: sources.len() - 1 }
-        })
-    }
-}
-
-impl Drop for Pushed {
-    fn drop(&mut self) {
-        SOURCES.with_borrow_mut(|sources| sources.truncate(self.depth));
-    }
-}
-
 /// Core asks for between `least` and `most` bytes; fewer only at the end.
 #[pg_guard]
 unsafe extern "C-unwind" fn read(out: *mut c_void, least: c_int, most: c_int) -> c_int {
-    let Some(source) = SOURCES.with_borrow(|sources| sources.last().cloned()) else {
+    let Some(source) = stack::top(&SOURCES) else {
         error(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "COPY asks for data outside of a COPY", None, None);
     };
     let mut source = source.borrow_mut();

@@ -1,7 +1,9 @@
-//! The token of a transfer, renewed while the backend is in COPY's callback.
+//! What a transfer borrows: its token, renewed while the backend is in COPY's callback, and descriptors.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
 
 use super::super::storage::Storage;
 use crate::blob::Renewer;
@@ -31,5 +33,30 @@ impl Lease {
     pub fn renew(&mut self, renewer: &Renewer) {
         self.asked = Instant::now();
         renewer.renew(self.storage.token());
+    }
+}
+
+/// The sockets and the runtime of a transfer. fd.c must count them, or it promises descriptors to
+/// others that the process does not have.
+pub struct Descriptors;
+
+impl Descriptors {
+    const COUNT: usize = 8;
+
+    pub fn reserve() -> Self {
+        for _ in 0..Self::COUNT {
+            // SAFETY: only counts, and closes files that fd.c can open again.
+            unsafe { pg_sys::ReserveExternalFD() };
+        }
+        Self
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        for _ in 0..Self::COUNT {
+            // SAFETY: only counts.
+            unsafe { pg_sys::ReleaseExternalFD() };
+        }
     }
 }

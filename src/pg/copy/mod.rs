@@ -10,6 +10,7 @@ mod from;
 mod hook;
 mod lease;
 mod spool;
+mod stack;
 mod statement;
 mod to;
 

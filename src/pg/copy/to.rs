@@ -1,27 +1,25 @@
 //! COPY TO a blob: core's own COPY, whose output goes into an upload, row by row where core has a
 //! callback for that, else through a file of its own.
 
-use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::future::Future;
 use std::io::Read;
 use std::pin::Pin;
-use std::rc::Rc;
 
 use pgrx::prelude::*;
 
 use super::super::error::{OrRaise, error, raise};
 use super::super::{compat, interrupts, settings};
 use super::checks::{self, Subject};
-use super::lease::Lease;
+use super::lease::{Descriptors, Lease};
 use super::spool::{Spool, failed};
+use super::stack::{self, Pushed, Stack};
 use super::statement::Statement;
 use crate::blob::upload::{Ready, Upload};
 use crate::token::AccessToken;
 
 thread_local! {
-    /// Core's callback has no argument of our own, and a query may run another COPY.
-    static SINKS: RefCell<Vec<Rc<RefCell<Sink>>>> = const { RefCell::new(Vec::new()) };
+    static SINKS: Stack<Sink> = const { Stack::new() };
 }
 
 /// Runs the statement and returns the number of rows. The blob appears after everything else has
@@ -35,22 +33,22 @@ pub fn run(statement: &Statement) -> u64 {
     }
     // Before the work, and before a query's snapshot.
     let token = statement.storage.token();
-    let (sink, processed) = if compat::COPY_TO_HAS_CALLBACK {
-        let sink = Rc::new(RefCell::new(Sink::start(statement, token)));
-        let _pushed = Pushed::new(sink.clone());
-        // SAFETY: the callback is guarded, has core's signature, and finds the sink until `_pushed` is
-        // dropped.
+    let _descriptors = Descriptors::reserve();
+    let processed = if compat::COPY_TO_HAS_CALLBACK {
+        let sink = Pushed::new(&SINKS, Sink::start(statement, token));
+        // SAFETY: the callback is guarded, has core's signature, and finds the sink on its stack.
         let processed = unsafe { copy(statement, &subject, std::ptr::null(), Some(write)) };
-        (sink, processed)
+        sink.entry().commit();
+        processed
     } else {
         let spool = Spool::create();
         // SAFETY: the path is absolute, as core demands.
         let processed = unsafe { copy(statement, &subject, spool.path(), None) };
         let mut sink = Sink::start(statement, token);
         sink.take(&spool);
-        (Rc::new(RefCell::new(sink)), processed)
+        sink.commit();
+        processed
     };
-    sink.borrow_mut().commit();
     subject.close();
     processed
 }
@@ -90,30 +88,10 @@ unsafe fn copy(
     }
 }
 
-/// A place on the stack, as for COPY FROM.
-struct Pushed {
-    depth: usize,
-}
-
-impl Pushed {
-    fn new(sink: Rc<RefCell<Sink>>) -> Self {
-        SINKS.with_borrow_mut(|sinks| {
-            sinks.push(sink);
-            Self { depth: sinks.len() - 1 }
-        })
-    }
-}
-
-impl Drop for Pushed {
-    fn drop(&mut self) {
-        SINKS.with_borrow_mut(|sinks| sinks.truncate(self.depth));
-    }
-}
-
 /// Core hands over a row.
 #[pg_guard]
 unsafe extern "C-unwind" fn write(data: *mut c_void, length: c_int) {
-    let Some(sink) = SINKS.with_borrow(|sinks| sinks.last().cloned()) else {
+    let Some(sink) = stack::top(&SINKS) else {
         error(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "COPY has data outside of a COPY", None, None);
     };
     let mut sink = sink.borrow_mut();
