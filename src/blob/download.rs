@@ -261,6 +261,37 @@ impl Output<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob::url::Blob;
+    use crate::http::client::Options;
+    use crate::http::destination::Destination;
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    #[test]
+    fn dropping_it_ends_the_thread_in_the_middle_of_a_body() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}/acct", listener.local_addr().expect("an address"));
+        let target = Target {
+            destination: Destination::parse(&endpoint, "endpoint").expect("a destination"),
+            blob: Blob { container: "inbox".into(), name: "a.csv".into() },
+            http: Options {
+                connect_timeout: Duration::from_secs(60),
+                request_timeout: Duration::from_secs(60),
+                ca_file: None,
+            },
+        };
+        let mut download = Download::start(target, AccessToken::for_test("t"), false, 8 << 20).expect("a thread");
+        let (mut stream, _) = listener.accept().expect("a connection");
+        assert!(stream.read(&mut [0; 4096]).expect("a request") > 0);
+        let answer = "HTTP/1.1 206 Partial Content\r\netag: \"1\"\r\nlast-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                      content-range: bytes 0-999/1000\r\ncontent-length: 1000\r\n\r\nbegun";
+        stream.write_all(answer.as_bytes()).expect("sent");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        assert!(matches!(runtime.block_on(download.next()), Next::Opened(1000)));
+        drop(download);
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+        assert_eq!(stream.read(&mut [0; 1]).expect("closed, not timed out"), 0);
+    }
 
     #[test]
     fn what_is_collected_is_what_came_in_pieces_of_one_size() {

@@ -120,13 +120,14 @@ mod tests {
     use object_store::ObjectStoreExt;
     use std::io::{Read, Write};
 
-    /// A server for one connection that answers `answer` to everything, and tells the request line.
-    fn server(answer: &'static str) -> (Target, std::sync::mpsc::Receiver<String>) {
+    /// A server that gives these answers, the last one again and again, and tells the requests.
+    fn server(answers: &'static [&'static str]) -> (Target, std::sync::mpsc::Receiver<String>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let (seen, requests) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            let last = answers.last().into_iter().cycle();
+            for (stream, answer) in listener.incoming().zip(answers.iter().chain(last)) {
                 let Ok(mut stream) = stream else { return };
                 let mut request = [0; 4096];
                 let read = stream.read(&mut request).unwrap_or(0);
@@ -157,9 +158,9 @@ mod tests {
 
     #[test]
     fn the_name_is_encoded_once_and_version_and_bearer_are_sent() {
-        let (target, requests) = server(
+        let (target, requests) = server(&[
             "HTTP/1.1 404 Not Found\r\nx-ms-error-code: ContainerNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-        );
+        ]);
         let failure = ask(&target, Operation::Read);
         assert_eq!(failure.kind, Kind::NotFound);
         assert_eq!(failure.message, "azure_storage: container with the given name does not exist");
@@ -171,13 +172,63 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_code_and_loses_its_text() {
-        let (target, _requests) = server(
-            "HTTP/1.1 403 Forbidden\r\nx-ms-error-code: AuthorizationFailure\r\nx-ms-request-id: 12-ab\r\n\
-             content-length: 6\r\nconnection: close\r\n\r\ncanary",
-        );
+        let (target, requests) =
+            server(&["HTTP/1.1 403 Forbidden\r\nx-ms-error-code: AuthorizationFailure\r\nx-ms-request-id: 12-ab\r\n\
+             content-length: 6\r\nconnection: close\r\n\r\ncanary"]);
         let failure = ask(&target, Operation::Read);
         assert_eq!(failure.kind, Kind::NotAuthorized);
         assert!(!format!("{failure:?}").contains("canary"), "{failure:?}");
         assert!(failure.detail.is_some_and(|detail| detail.contains("AuthorizationFailure, request id 12-ab")));
+        assert_eq!(requests.try_iter().count(), 1, "the token lives, so another try would be refused, too");
+    }
+
+    #[test]
+    fn a_refusal_of_a_token_at_its_end_is_repeated_once_with_a_new_one() {
+        const REFUSED: &str = "HTTP/1.1 401 Unauthorized\r\nx-ms-error-code: InvalidAuthenticationInfo\r\n\
+                               content-length: 0\r\nconnection: close\r\n\r\n";
+        const FOUND: &str = "HTTP/1.1 200 OK\r\netag: \"1\"\r\nlast-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                             content-length: 2\r\nconnection: close\r\n\r\nok";
+        for (answers, tries) in [(&[REFUSED, FOUND][..], 2), (&[REFUSED], 2)] {
+            let (target, requests) = server(answers);
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_secs() as i64;
+            let ends = |secret: &str| AccessToken::new(String::from(secret).into(), now + 5, now).expect("a token");
+            let (renewer, bearer) = credential::cell(ends("old"));
+            let store = Store::open(&target, bearer, Operation::Read).expect("a store");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let backend = async {
+                loop {
+                    renewer.wanted().await;
+                    renewer.renew(ends("new"));
+                }
+            };
+            let got = runtime.block_on(async {
+                tokio::select! {
+                    got = store.azure.get(&store.path) => got,
+                    () = backend => unreachable!(),
+                }
+            });
+            let requests: Vec<String> = requests.try_iter().collect();
+            assert_eq!(requests.len(), tries);
+            assert!(requests[0].contains("Bearer old") && requests[1].contains("Bearer new"), "{requests:?}");
+            match got {
+                Ok(found) => assert_eq!((answers.len(), found.meta.size), (2, 2)),
+                Err(error) => assert_eq!((answers.len(), store.failure(&error).kind), (1, Kind::NotAuthorized)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_passes_is_waited_out_and_one_that_stays_is_told_with_its_code() {
+        const BUSY: &str =
+            "HTTP/1.1 503 Busy\r\nx-ms-error-code: ServerBusy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        const MISSING: &str =
+            "HTTP/1.1 404 Gone\r\nx-ms-error-code: BlobNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let (target, _requests) = server(&[BUSY, BUSY, MISSING]);
+        assert_eq!(ask(&target, Operation::Read).kind, Kind::NotFound);
+        let (target, requests) = server(&[BUSY]);
+        let failure = ask(&target, Operation::Read);
+        assert_eq!(failure.kind, Kind::Unavailable);
+        assert!(failure.detail.is_some_and(|detail| detail.contains("503, error code ServerBusy")));
+        assert_eq!(requests.try_iter().count(), 8);
     }
 }
