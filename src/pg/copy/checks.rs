@@ -6,9 +6,9 @@ use std::ffi::{CStr, c_int};
 use pgrx::PgList;
 use pgrx::prelude::*;
 
-use super::super::compat;
-use super::super::error::error;
 use super::statement::Statement;
+use crate::pg::compat;
+use crate::pg::error::error;
 
 /// What is copied: a relation, or a query.
 pub struct Subject {

@@ -5,14 +5,14 @@ use std::ffi::{c_int, c_void};
 use bytes::{Buf, Bytes};
 use pgrx::prelude::*;
 
-use super::super::error::{OrRaise, error, raise};
-use super::super::{interrupts, settings};
 use super::checks;
 use super::lease::{Descriptors, Lease};
 use super::stack::{self, Pushed, Stack};
 use super::statement::Statement;
 use crate::blob::download::{Download, Next};
 use crate::blob::store::Target;
+use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::{interrupts, settings};
 use crate::token::AccessToken;
 
 thread_local! {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
-use super::super::storage::Storage;
 use crate::blob::Renewer;
+use crate::pg::storage::Storage;
 
 /// How often an old token is looked at again: the cache keeps serving it while it lives.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -13,8 +13,8 @@ use std::path::Path;
 
 use pgrx::prelude::*;
 
-use super::super::error::OrRaise;
 use crate::http::failure::{Failure, Kind};
+use crate::pg::error::OrRaise;
 
 /// Core's folder for temporary files in `base`, and how their names begin; not every major's bindings
 /// have the two constants.

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use pgrx::PgList;
 use pgrx::prelude::*;
 
-use super::super::compat;
-use super::super::error::{OrRaise, error};
-use super::super::settings;
-use super::super::storage::{self, Direction, Storage};
 use crate::blob::format::{self, Format};
 use crate::blob::store::Target;
 use crate::blob::url::BlobUrl;
+use crate::pg::compat;
+use crate::pg::error::{OrRaise, error};
+use crate::pg::settings;
+use crate::pg::storage::{self, Direction, Storage};
 
 /// A COPY from or to a blob. The pointers live as long as the memory context it was read in.
 pub struct Statement {

@@ -8,14 +8,14 @@ use std::pin::Pin;
 
 use pgrx::prelude::*;
 
-use super::super::error::{OrRaise, error, raise};
-use super::super::{compat, interrupts, settings};
 use super::checks::{self, Subject};
 use super::lease::{Descriptors, Lease};
 use super::spool::{Spool, failed};
 use super::stack::{self, Pushed, Stack};
 use super::statement::Statement;
 use crate::blob::upload::{Ready, Upload};
+use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::{compat, interrupts, settings};
 use crate::token::AccessToken;
 
 thread_local! {
