@@ -57,7 +57,8 @@ case $goal in
         ;;
 esac
 case $goal in
-    demo | test) packages+=(python3-venv) ;;
+    demo) packages+=(python3-venv) ;;
+    test) packages+=(python3-venv procps) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
 esac
