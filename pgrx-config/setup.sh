@@ -57,7 +57,8 @@ case $goal in
         ;;
 esac
 case $goal in
-    demo | test) packages+=(python3-venv) ;;
+    demo) packages+=(python3-venv) ;;
+    test) packages+=(python3-venv procps) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
 esac
@@ -119,7 +120,7 @@ fi
 # Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
 apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 
-todo=()
+steps=()
 for piece in "${missing[@]}"; do
     if [ "$piece" = server-any ]; then
         for major in 15 18 17 16; do
@@ -135,11 +136,11 @@ for piece in "${missing[@]}"; do
                 packages+=("postgresql-$major" "postgresql-server-dev-$major")
             else
                 packages+=(bison bzip2 flex libicu-dev libreadline-dev perl zlib1g-dev)
-                todo+=("$piece")
+                steps+=("$piece")
             fi
             ;;
-        regress-*) packages+=(bzip2) todo+=("$piece") ;;
-        *) todo+=("$piece") ;;
+        regress-*) packages+=(bzip2) steps+=("$piece") ;;
+        *) steps+=("$piece") ;;
     esac
 done
 # Where every server is built, no package has made the user that they run as.
@@ -149,7 +150,7 @@ mapfile -t apt < <(missing_packages "${packages[@]}")
 # 5. The list, then the work.
 echo "make $goal needs these and installs them now, into $MI_CACHE but for apt's:"
 if [ ${#apt[@]} != 0 ]; then echo "  from apt: ${apt[*]} (1 to 3 minutes)"; fi
-for piece in "${todo[@]}"; do
+for piece in "${steps[@]}"; do
     case $piece in
         cargo-pgrx) echo "  cargo-pgrx $pgrx_version, compiled (5 minutes)" ;;
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
@@ -199,5 +200,5 @@ add() {
     esac
 }
 if [ ${#apt[@]} != 0 ]; then install_packages; fi
-for piece in "${todo[@]}"; do add "$piece"; done
+for piece in "${steps[@]}"; do add "$piece"; done
 finish

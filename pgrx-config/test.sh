@@ -39,7 +39,8 @@ for major in 15 18; do
     export PG_CONFIG
     PG_CONFIG=$(mi_pg_config "$major")
     if pgrx-config/install.sh "$PG_CONFIG"; then
-        run "PostgreSQL $major" cargo test -p server-tests --no-fail-fast
+        # What a test that passed has printed is hidden otherwise, and with it what was left out.
+        run "PostgreSQL $major" cargo test -p server-tests --no-fail-fast -- --show-output
     else
         failed=$((failed + 1))
         report+=("PostgreSQL $major: the extension could not be built, so nothing ran")

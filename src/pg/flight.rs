@@ -22,6 +22,8 @@ use crate::token::{AccessToken, expiry};
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long a token that is still valid is not renewed after a renewal failed.
 const REFRESH_PAUSE: i64 = 30_000;
+/// How long a caller tries to renew a token that it could as well use.
+const RENEWAL: Duration = Duration::from_secs(2);
 /// Within this time a forced refresh takes the token that another one fetched.
 const FORCE_PAUSE: i64 = 5_000;
 
@@ -116,7 +118,10 @@ where
     match step {
         Step::Serve(served) => Ok(served),
         Step::Fail(failure) => Err(failure),
-        Step::Lead { at, attempt, old } => lead(at, attempt, old, within(left, fetch(left))),
+        Step::Lead { at, attempt, old } => {
+            let left = if old.is_some() { left.min(RENEWAL) } else { left };
+            lead(at, attempt, old, within(left, fetch(left)))
+        }
         Step::Alone => alone(within(left, fetch(left))),
         Step::Refused => {
             Err(Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
@@ -301,8 +306,12 @@ fn lead(
     LEADING.set(Some((at, attempt)));
     let guard = LeadingGuard;
     let answer = match interrupts::wait(fetch) {
-        // The caller's own limit says nothing about the endpoint: nobody else is told.
-        None => Err(too_late()),
+        // The caller's own limit says nothing about the endpoint: nobody else is told. But a renewal
+        // that took too long is not for the next caller to try at once.
+        None => {
+            cache::lock()[at].no_refresh_before = clock::monotonic() + REFRESH_PAUSE;
+            Err(too_late())
+        }
         Some(outcome) => publish(at, attempt, outcome),
     };
     drop(guard);

@@ -48,7 +48,7 @@ impl Cluster {
         let preload = if cluster.options.not_preloaded { "" } else { "managed_identity" };
         let mut conf = format!(
             "shared_preload_libraries = '{preload}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n\
-             max_connections = 250\nfsync = off\nlog_line_prefix = '%m [%p] '\nlog_min_messages = log\n\
+             max_connections = 250\nfsync = off\nlog_line_prefix = '%m [%p] '\n\
              restart_after_crash = on\n",
             cluster.dir.path().display()
         );

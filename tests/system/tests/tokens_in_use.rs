@@ -65,6 +65,7 @@ fn forced_refreshes_at_once_are_one_request() {
         let threads: Vec<_> = sessions.iter_mut().map(|session| scope.spawn(move || session.value(FORCED))).collect();
         let waiting = "SELECT waiting FROM managed_identity.cached_tokens";
         wait::until("all others wait for the one", || world.session().rows(waiting) == ["7"]);
+        world.emulator.identity().log().wait_for_held(1, wait::LONG).expect("the one request");
         faults.release();
         threads.into_iter().map(|thread| thread.join().expect("a token")).collect()
     });

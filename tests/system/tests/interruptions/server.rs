@@ -1,5 +1,6 @@
 //! The ends that take many sessions at once: of the server, of its postmaster, of one of its processes.
 
+use std::path::Path;
 use std::process::Command;
 
 use server_tests::{major, wait};
@@ -88,8 +89,11 @@ fn no_place_holds_up_a_shutdown_the_postmasters_death_or_a_crash_of_another() {
 
     let hangs = hang_everywhere(&stage, "orphaned");
     let held = all_held(&stage);
-    kill(cluster.postmaster());
+    let postmaster = cluster.postmaster();
+    kill(postmaster);
     all_are_gone(&stage, hangs, &held);
+    // PostgreSQL takes one that is dead and not yet reaped for one that runs.
+    wait::until("the postmaster is reaped", || !Path::new(&format!("/proc/{postmaster}")).exists());
     cluster.start_again();
     all_is_well(&stage, "orphaned");
     assert!(!cluster.log().contains("terminated by signal"), "none of them crashed");
