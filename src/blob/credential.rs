@@ -69,17 +69,16 @@ impl Bearer {
 
     async fn newer_than(&self, used: &Arc<AccessToken>) -> Arc<AccessToken> {
         let mut cell = self.cell.clone();
-        loop {
-            let current = cell.borrow_and_update().clone();
-            if !Arc::ptr_eq(&current, used) {
-                return current;
-            }
-            self.wanted.notify_one();
-            if cell.changed().await.is_err() {
-                // The backend is gone, and this thread is about to be ended for the same reason.
-                std::future::pending::<()>().await;
-            }
+        let current = cell.borrow_and_update().clone();
+        if !Arc::ptr_eq(&current, used) && !current.is_spent(now()) {
+            return current;
         }
+        self.wanted.notify_one();
+        if cell.changed().await.is_err() {
+            // The backend is gone, and this thread is about to be ended for the same reason.
+            std::future::pending::<()>().await;
+        }
+        cell.borrow_and_update().clone()
     }
 }
 
@@ -137,6 +136,21 @@ mod tests {
             };
             let (again, ()) = tokio::join!(bearer.instead_of(&used), backend);
             assert_eq!(again.expect("another").expose(), "one");
+        });
+    }
+
+    #[test]
+    fn a_token_put_in_since_and_spent_since_is_no_second_try() {
+        let (renewer, bearer) = cell(token("one", 5));
+        run(async {
+            let used = bearer.usable().await;
+            renewer.renew(token("two", -1));
+            let backend = async {
+                renewer.wanted().await;
+                renewer.renew(token("three", 3600));
+            };
+            let (again, ()) = tokio::join!(bearer.instead_of(&used), backend);
+            assert_eq!(again.expect("another").expose(), "three");
         });
     }
 }

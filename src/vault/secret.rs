@@ -4,7 +4,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::access::{VaultAccess, is_object_name};
-use crate::http::failure::{Failure, Kind, answered};
+use crate::http::failure::{Failure, Kind, answered, code};
 use crate::http::request::{Answer, Request};
 
 /// Stable for keys and secrets; the data plane knows no default.
@@ -51,10 +51,9 @@ pub fn is_worth_a_retry(status: u16) -> bool {
 fn refused(answer: &Answer, name: &str) -> Failure {
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let error = body.as_ref().and_then(|body| body.get("error"));
-    let code =
-        |value: Option<&Value>| value.and_then(|value| value.get("code")).and_then(Value::as_str).map(str::to_owned);
+    let code_of = |value: Option<&Value>| value?.get("code")?.as_str().and_then(code).map(str::to_owned);
     // The inner code is the one that tells causes apart: SecretDisabled, ForbiddenByRbac, …
-    let error_code = code(error.and_then(|error| error.get("innererror"))).or_else(|| code(error));
+    let error_code = code_of(error.and_then(|error| error.get("innererror"))).or_else(|| code_of(error));
     let detail = answered("The vault", answer.status, error_code.as_deref(), answer.header("x-ms-request-id"));
     let (kind, message) = match answer.status {
         401 | 403 => (Kind::NotAuthorized, "the vault refused the identity".to_owned()),
@@ -123,5 +122,10 @@ mod tests {
         let disabled = answer(403, json!({"error": {"code": "Forbidden", "innererror": {"code": "SecretDisabled"}}}));
         let refused = read(&disabled, "a").expect_err("refused");
         assert_eq!(refused.detail.as_deref(), Some("The vault answered 403, error code SecretDisabled."));
+        for inner in ["", "not a code"] {
+            let refused = answer(403, json!({"error": {"code": "Forbidden", "innererror": {"code": inner}}}));
+            let refused = read(&refused, "a").expect_err("refused");
+            assert_eq!(refused.detail.as_deref(), Some("The vault answered 403, error code Forbidden."), "{inner:?}");
+        }
     }
 }
