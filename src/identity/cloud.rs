@@ -10,6 +10,24 @@ pub enum Cloud {
     China,
 }
 
+/// What an alias of a resource opens.
+pub fn description(alias: &str) -> &'static str {
+    match alias {
+        "storage" => "Azure Storage: blobs, files, queues, tables, Data Lake",
+        "key-vault" => "Key Vault",
+        "managed-hsm" => "Key Vault Managed HSM",
+        "postgresql" => "Azure Database for PostgreSQL and MySQL",
+        "sql" => "Azure SQL",
+        "management" => "Azure Resource Manager",
+        "graph" => "Microsoft Graph",
+        "fabric" => "Microsoft Fabric",
+        "cognitive-services" => "Azure AI services and Azure OpenAI",
+        "service-bus" => "Service Bus",
+        "event-hubs" => "Event Hubs",
+        _ => "",
+    }
+}
+
 impl Cloud {
     /// Host suffix of blob endpoints, behind `<account>.`.
     pub fn blob_suffix(self) -> &'static str {
@@ -38,7 +56,7 @@ impl Cloud {
         }
     }
 
-    /// The aliases of resources: name, resource, what it opens. Whether a resource ends with a slash
+    /// The aliases of resources: name and resource. Whether a resource ends with a slash
     /// matters: Entra compares it with the registered identifier and repeats it in `aud`.
     pub fn aliases(self) -> [(&'static str, &'static str); 11] {
         let pick = |public, government, china| match self {
@@ -101,5 +119,17 @@ impl Cloud {
             ("service-bus", "https://servicebus.azure.net"),
             ("event-hubs", "https://eventhubs.azure.net"),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alias_is_described() {
+        for (alias, _) in Cloud::Public.aliases() {
+            assert!(!description(alias).is_empty(), "{alias}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 #![deny(ffi_unwind_calls)]
 
+pub mod access_log;
 pub mod cache;
 pub mod clock;
 pub mod compat;
@@ -13,6 +14,7 @@ pub mod identities;
 pub mod interrupts;
 pub mod name;
 pub mod options;
+pub mod record;
 pub mod servers;
 pub mod settings;
 pub mod storage;

@@ -34,6 +34,17 @@ enum CloudName {
     AzureChinaCloud,
 }
 
+/// What `managed_identity.log_access` asks for.
+#[derive(Clone, Copy, PostgresGucEnum)]
+pub enum LogAccess {
+    #[name = c"none"]
+    None,
+    #[name = c"secrets"]
+    Secrets,
+    #[name = c"all"]
+    All,
+}
+
 static DEFAULT_IDENTITY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"machine"));
 static IMDS_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"http://169.254.169.254"));
 static IMDS_API_VERSION: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"2018-02-01"));
@@ -45,6 +56,7 @@ static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_000);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static ACQUIRE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
 static CACHE_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(256);
+static LOG_ACCESS: GucSetting<LogAccess> = GucSetting::<LogAccess>::new(LogAccess::Secrets);
 static BLOB_BLOCK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8);
 
 thread_local! {
@@ -137,6 +149,14 @@ pub fn init() {
         GucContext::Sighup,
         none,
     );
+    GucRegistry::define_enum_guc(
+        c"managed_identity.log_access",
+        c"What the server's log tells of the use of identities.",
+        c"\"secrets\": each raw token and each secret that SQL was given; \"all\": each COPY by URL, too.",
+        &LOG_ACCESS,
+        GucContext::Suset,
+        none,
+    );
     let time = |name, short, setting, least, most, context| {
         GucRegistry::define_int_guc(name, short, c"", setting, least, most, context, GucFlags::UNIT_MS);
     };
@@ -207,6 +227,10 @@ pub fn cloud() -> Cloud {
 /// The name of the server that stands for an identity that is not named.
 pub fn default_identity() -> CString {
     DEFAULT_IDENTITY.get().unwrap_or_default()
+}
+
+pub fn log_access() -> LogAccess {
+    LOG_ACCESS.get()
 }
 
 /// How HTTP clients are made now. Raises when the CA file cannot be read.

@@ -1,6 +1,6 @@
 //! `azure_storage` servers: which one reaches a URL, and what it allows.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
 use pgrx::prelude::*;
@@ -26,6 +26,8 @@ pub enum Direction {
 pub struct Storage {
     pub destination: Destination,
     pub blob: Blob,
+    /// The server's name.
+    pub server: CString,
     identity: Rc<KnownIdentity>,
 }
 
@@ -79,7 +81,7 @@ pub fn storage_for(url: &BlobUrl, name: Option<&CStr>, direction: Direction) -> 
     let blob = blob.or_raise();
     check_limits(&server, &blob, direction).or_raise();
     let identity = identities::borrowed(&server, &Resource::storage());
-    Storage { destination, blob, identity }
+    Storage { destination, blob, server: server.name, identity }
 }
 
 /// The one server whose endpoint the URL starts with and that the current user may use; of several

@@ -13,7 +13,7 @@ use pgrx::prelude::*;
 use super::error::{OrRaise, error};
 use super::flight::{self, Asked, Refusal};
 use super::identities::{self, KnownIdentity};
-use super::{cache, clock, servers, settings};
+use super::{access_log, cache, clock, servers, settings};
 use crate::http::client::{self, Purpose};
 use crate::http::failure::{Failure, Kind};
 use crate::http::request::Request;
@@ -21,6 +21,7 @@ use crate::http::retry;
 use crate::identity::imds::Imds;
 use crate::identity::{Resource, Selector};
 use crate::token::AccessToken;
+use crate::token::claims::claims;
 
 /// The name of the one source there is, as `cached_tokens.source` shows it.
 const SOURCE: &str = "imds";
@@ -38,6 +39,8 @@ struct Copy {
     generation: u64,
     usable_until: i64,
     token: AccessToken,
+    /// Whom the log says it was given to.
+    given_to: pg_sys::Oid,
 }
 
 thread_local! {
@@ -55,12 +58,47 @@ pub fn digest(text: &str) -> [u8; 32] {
 /// the default; the current user's USAGE is checked on every call. `use_it` must not raise.
 pub fn with_own<R>(resource: &str, identity: Option<&CStr>, force: bool, use_it: impl FnOnce(&AccessToken) -> R) -> R {
     let identity = identities::own(identity);
-    with(&identity, resource, || Resource::parse(resource, settings::cloud()).or_raise(), force, use_it)
+    let parse = || Resource::parse(resource, settings::cloud()).or_raise();
+    let result = with(&identity, resource, parse, force, use_it);
+    if access_log::secrets() && is_new_to_user(&identity, resource) {
+        access_log::token(&identity.name, parse().as_str());
+    }
+    result
+}
+
+/// What the row of `token_info` tells. The token stays here.
+pub struct Info {
+    pub source: &'static str,
+    pub expires_at: i64,
+    pub refresh_at: i64,
+    pub claims: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What the token for a resource says of itself; rights as for the token.
+pub fn info(resource: &str, identity: Option<&CStr>) -> Info {
+    let identity = identities::own(identity);
+    let parse = || Resource::parse(resource, settings::cloud()).or_raise();
+    with(&identity, resource, parse, false, |token| Info {
+        source: SOURCE,
+        expires_at: token.expires_at,
+        refresh_at: token.refresh_at,
+        claims: claims(token),
+    })
 }
 
 /// The token of an identity whose use is already allowed.
 pub fn for_identity(identity: &KnownIdentity, resource: &Resource) -> AccessToken {
     with(identity, resource.as_str(), || resource.clone(), false, AccessToken::clone)
+}
+
+/// Whether the current user is given this session's copy for the first time: one token is one line in
+/// the log for each role, however often a statement asks for it. Without a copy every call is one.
+fn is_new_to_user(identity: &KnownIdentity, written: &str) -> bool {
+    let user = servers::current_user();
+    MY_COPIES.with_borrow_mut(|copies| {
+        let copy = copies.iter_mut().find(|copy| copy.server == identity.oid && copy.resource == written);
+        copy.is_none_or(|copy| std::mem::replace(&mut copy.given_to, user) != user)
+    })
 }
 
 fn with<R>(
@@ -146,6 +184,7 @@ fn acquire(
                 generation,
                 usable_until,
                 token,
+                given_to: pg_sys::InvalidOid,
             });
         }
     });

@@ -1,6 +1,6 @@
 //! `azure_key_vault` servers: what each allows, and asking its vault with its owner's identity.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::error::OrRaise;
 use super::identities::{self, KnownIdentity};
 use super::servers::{self, Wrapper};
 use super::text::SqlText;
-use super::{interrupts, settings, tokens};
+use super::{access_log, interrupts, settings, tokens};
 use crate::http::client::{self, Purpose};
 use crate::token::AccessToken;
 use crate::vault::access::VaultAccess;
@@ -28,11 +28,14 @@ pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
     let answer =
         interrupts::wait(client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES))
             .or_raise();
-    SqlText::from_utf8(&secret::read(&answer, name).or_raise())
+    let value = SqlText::from_utf8(&secret::read(&answer, name).or_raise());
+    access_log::secret(&vault.server, name, answer.header("x-ms-request-id"));
+    value
 }
 
 /// A vault that the current user may reach, and the identity that opens it.
 struct Vault {
+    server: CString,
     access: VaultAccess,
     identity: Rc<KnownIdentity>,
 }
@@ -51,5 +54,5 @@ fn vault_for(name: &CStr, operation: &str, object: &str) -> Vault {
     let access = VaultAccess::from_options(server.options(), settings.cloud, &settings.key_vault_hosts).or_raise();
     access.check(operation, object).or_raise();
     let identity = identities::borrowed(&server, &access.resource);
-    Vault { access, identity }
+    Vault { server: name.into(), access, identity }
 }

@@ -7,9 +7,11 @@ mod managed_identity {
     use pgrx::datum::TimestampWithTimeZone;
     use pgrx::prelude::*;
 
+    use crate::identity::cloud::description;
     use crate::pg::name::Name;
+    use crate::pg::record::Record;
     use crate::pg::text::SqlText;
-    use crate::pg::{clock, options, tokens};
+    use crate::pg::{clock, options, settings, tokens};
 
     /// The token of an identity for a resource.
     #[pg_extern(volatile, parallel_restricted)]
@@ -31,6 +33,39 @@ mod managed_identity {
         let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
         let identity = identity.as_ref().map(Name::as_c_str);
         tokens::with_own(resource, identity, false, |token| SqlText::from_ascii(&["Bearer ", token.expose()]))
+    }
+
+    /// What the token of an identity says of itself; not the token.
+    #[pg_extern(
+        volatile,
+        parallel_restricted,
+        sql = "CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, \
+               OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, \
+               OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c \
+               AS 'MODULE_PATHNAME', 'token_info_wrapper';"
+    )]
+    fn token_info(resource: Option<&str>, identity: default!(Option<Name>, "NULL")) -> Record<6> {
+        let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
+        let info = tokens::info(resource, identity.as_ref().map(Name::as_c_str));
+        let claim = |name| info.claims.get(name).and_then(|claim| claim.as_str()).and_then(IntoDatum::into_datum);
+        Record([
+            info.source.into_datum(),
+            claim("appid"),
+            claim("oid"),
+            clock::timestamp(info.expires_at).into_datum(),
+            clock::timestamp(info.refresh_at).into_datum(),
+            (!info.claims.is_empty()).then(|| pgrx::JsonB(info.claims.clone().into()).into_datum()).flatten(),
+        ])
+    }
+
+    /// The rows of view `resource_aliases`.
+    #[pg_extern(stable, parallel_safe)]
+    fn resource_aliases() -> TableIterator<
+        'static,
+        (name!(alias, &'static str), name!(resource, &'static str), name!(description, &'static str)),
+    > {
+        let aliases = settings::cloud().aliases().into_iter();
+        TableIterator::new(aliases.map(|(alias, resource)| (alias, resource, description(alias))))
     }
 
     /// Drops cached tokens; the next use fetches. Returns how many there were.

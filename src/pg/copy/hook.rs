@@ -139,6 +139,7 @@ unsafe extern "C-unwind" fn copy(
         pg_sys::check_stack_depth();
         let statement = Statement::read(pstmt, query, query_env);
         let processed = if statement.is_from() { from::run(&statement) } else { to::run(&statement) };
+        statement.log();
         if !qc.is_null() {
             (*qc).commandTag = pg_sys::CommandTag::CMDTAG_COPY;
             (*qc).nprocessed = processed;

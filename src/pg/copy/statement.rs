@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use crate::blob::format::{self, Format};
 use crate::blob::store::Target;
 use crate::blob::url::BlobUrl;
+use crate::pg::access_log;
 use crate::pg::compat;
 use crate::pg::error::{OrRaise, error};
 use crate::pg::settings;
@@ -67,6 +68,12 @@ impl Statement {
     pub fn is_from(&self) -> bool {
         // SAFETY: our own copy of the tree.
         unsafe { (*self.stmt).is_from }
+    }
+
+    /// After success: who moved which blob.
+    pub fn log(&self) {
+        let blob = &self.storage.blob;
+        access_log::blob(&self.storage.server, self.is_from(), &blob.container, &blob.name);
     }
 
     /// What a transfer needs to know.

@@ -1,0 +1,58 @@
+//! `managed_identity.log_access`: who took what out of the server's hands, a line each in the server's log.
+//!
+//! Written after the thing was given, by LOG_SERVER_ONLY, so that no client can ask for the lines and no
+//! `log_min_messages` but FATAL and PANIC hides them. Never a value.
+
+use std::ffi::{CStr, c_char};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::servers::current_user;
+use super::settings::{self, LogAccess};
+use crate::http::failure::code;
+
+/// Whether tokens and secrets are logged: asked before the work that a line takes.
+pub fn secrets() -> bool {
+    !matches!(settings::log_access(), LogAccess::None)
+}
+
+/// A raw token was given to SQL.
+pub fn token(identity: &CStr, resource: &str) {
+    write(&format!("token of identity \"{}\" for \"{resource}\"", identity.to_string_lossy()));
+}
+
+/// A secret was given to SQL.
+pub fn secret(vault: &CStr, name: &str, request_id: Option<&str>) {
+    if secrets() {
+        let request = request_id.and_then(code).map_or_else(String::new, |id| format!(", request id {id}"));
+        write(&format!("secret \"{name}\" of server \"{}\"{request}", vault.to_string_lossy()));
+    }
+}
+
+/// A COPY by URL has succeeded.
+pub fn blob(storage: &CStr, is_from: bool, container: &str, name: &str) {
+    if matches!(settings::log_access(), LogAccess::All) {
+        let verb = if is_from { "read" } else { "written" };
+        write(&format!("blob \"{container}/{name}\" {verb} through server \"{}\"", storage.to_string_lossy()));
+    }
+}
+
+fn write(what: &str) {
+    // SAFETY: both return a palloc'd string, or NULL for what was dropped meanwhile.
+    let (role, database) = unsafe {
+        (text(pg_sys::GetUserNameFromId(current_user(), true)), text(pg_sys::get_database_name(pg_sys::MyDatabaseId)))
+    };
+    let message = format!("role \"{role}\", database \"{database}\": {what}");
+    ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "").report(PgLogLevel::LOG_SERVER_ONLY);
+}
+
+/// # Safety
+/// A C string or NULL.
+unsafe fn text(name: *mut c_char) -> String {
+    if name.is_null() {
+        return "unknown".into();
+    }
+    // SAFETY: as the caller promises.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
