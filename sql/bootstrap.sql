@@ -33,3 +33,65 @@ REVOKE EXECUTE ON FUNCTION managed_identity.authorization_header(text, name) FRO
 REVOKE EXECUTE ON FUNCTION managed_identity.token_info(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.forget_tokens(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+
+-- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the
+-- caller's rights, so it can do what CREATE SERVER, ALTER SERVER and GRANT let him do, and no more.
+CREATE FUNCTION managed_identity.configure(server name, wrapper name, options jsonb, usage_to name[] DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    result text := 'unchanged';
+    present record;
+    changes text;
+    grantees text;
+BEGIN
+    IF server IS NULL OR wrapper IS NULL THEN
+        RAISE EXCEPTION 'the names of the server and of its wrapper must not be null' USING ERRCODE = '22004';
+    END IF;
+    IF wrapper NOT IN ('managed_identity', 'azure_storage', 'azure_key_vault') THEN
+        RAISE EXCEPTION 'wrapper "%" is none of this extension', wrapper USING ERRCODE = '22023',
+            HINT = 'They are managed_identity, azure_storage and azure_key_vault.';
+    END IF;
+    IF jsonb_typeof(options) <> 'object'
+       OR jsonb_path_exists(options, '$.* ? (@.type() == "object" || @.type() == "array")') THEN
+        RAISE EXCEPTION 'options must be a JSON object whose values are text' USING ERRCODE = '22023';
+    END IF;
+
+    SELECT s.srvoptions, w.fdwname INTO present
+    FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw WHERE s.srvname = server;
+    IF FOUND AND present.fdwname <> wrapper THEN
+        RAISE EXCEPTION 'server "%" exists and is one of wrapper "%"', server, present.fdwname USING ERRCODE = '42710';
+    END IF;
+    IF NOT FOUND THEN
+        EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER %I', server, wrapper);
+        result := 'created';
+    END IF;
+
+    -- An option that is not wanted, or wanted as null, is dropped; the value of none is ever shown.
+    SELECT string_agg(CASE WHEN new.value IS NULL THEN format('DROP %I', old.option_name)
+                           WHEN old.option_name IS NULL THEN format('ADD %I %L', new.key, new.value)
+                           ELSE format('SET %I %L', new.key, new.value) END, ', ' ORDER BY new.value IS NOT NULL)
+    INTO changes
+    FROM pg_options_to_table(present.srvoptions) old
+    FULL JOIN (SELECT * FROM jsonb_each_text(coalesce(options, '{}')) WHERE value IS NOT NULL) new
+        ON new.key = old.option_name
+    WHERE new.value IS DISTINCT FROM old.option_value;
+    IF changes IS NOT NULL THEN
+        EXECUTE format('ALTER SERVER %I OPTIONS (%s)', server, changes);
+        result := CASE result WHEN 'created' THEN result ELSE 'altered' END;
+    END IF;
+
+    -- Rights are only added: whoever else may use the server is for REVOKE to say.
+    SELECT string_agg(format('%I', role), ', ' ORDER BY role) INTO grantees
+    FROM (SELECT DISTINCT role FROM unnest(usage_to) role) wanted
+    WHERE NOT EXISTS (
+        SELECT FROM pg_foreign_server s, aclexplode(coalesce(s.srvacl, acldefault('S', s.srvowner))) acl
+        WHERE s.srvname = server AND acl.privilege_type = 'USAGE'
+          AND acl.grantee = CASE role WHEN 'public' THEN 0 ELSE to_regrole(quote_ident(role))::oid END);
+    IF grantees IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON FOREIGN SERVER %I TO %s', server, grantees);
+        result := CASE result WHEN 'created' THEN result ELSE 'altered' END;
+    END IF;
+    RETURN result;
+END $$;
+COMMENT ON FUNCTION managed_identity.configure(name, name, jsonb, name[]) IS
+    'creates or alters a server so that it has exactly these options, and grants USAGE on it; tells created, altered or unchanged';
