@@ -62,6 +62,8 @@ fi
 # install replaces a file instead of writing into it, so a running server keeps the library that it has mapped.
 "${sudo[@]}" install -m 755 "$package$library"/managed_identity.so "$library"
 "${sudo[@]}" install -m 644 "$package$extension"/managed_identity* "$extension"
+"${sudo[@]}" install -d -m 755 "$extension/managed_identity"
+"${sudo[@]}" install -m 644 sql/scripts/*.sql "$extension/managed_identity"
 {
     echo "$inputs"
     (cd "$package" && find . -type f | sed 's/^\.//') | sort | xargs -d '\n' sha256sum

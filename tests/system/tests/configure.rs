@@ -27,7 +27,10 @@ fn a_script_that_runs_twice_changes_nothing_the_second_time() {
         ("altered", r#"'sales', 'azure_storage', '{}', NULL"#),
         ("altered", r#"'sales', 'azure_storage', NULL, '{public,public}'"#),
         ("created", r#"'odd "name"', 'managed_identity', '{"resources": "storage, key-vault"}'"#),
-        ("created", r#"'payroll', 'azure_key_vault', '{"vault_uri": "https://v.vault.azure.net", "allow": "secrets"}'"#),
+        (
+            "created",
+            r#"'payroll', 'azure_key_vault', '{"vault_uri": "https://v.vault.azure.net", "allow": "secrets"}'"#,
+        ),
     ];
     for (outcome, want) in wants {
         let call = format!("SELECT managed_identity.configure({want})");

@@ -1,0 +1,46 @@
+-- Who may use which identity, storage account and vault, and by which way: one row for each server and role that can
+-- log in. Reads the catalogs only.
+--
+--   psql -d DATABASE -f grant_report.sql
+\set ON_ERROR_STOP on
+WITH granted AS (
+    SELECT s.oid AS server, acl.grantee
+    FROM pg_catalog.pg_foreign_server s, pg_catalog.aclexplode(s.srvacl) acl
+    WHERE acl.privilege_type = 'USAGE'
+)
+SELECT s.srvname AS server,
+       w.fdwname AS wrapper,
+       CASE w.fdwname WHEN 'azure_storage' THEN coalesce(option.account, s.srvname)
+                      WHEN 'azure_key_vault' THEN option.vault_uri
+                      ELSE coalesce(option.id, 'the machine''s own') END AS opens,
+       r.rolname AS role,
+       CASE WHEN r.rolsuper THEN 'superuser'
+            WHEN s.srvowner = r.oid THEN 'owner'
+            WHEN EXISTS (SELECT FROM granted WHERE granted.server = s.oid AND grantee = r.oid) THEN 'grant'
+            WHEN EXISTS (SELECT FROM granted WHERE granted.server = s.oid AND grantee = 0) THEN 'grant to PUBLIC'
+            ELSE 'member of ' || (
+                SELECT string_agg(DISTINCT g.rolname, ', ') FROM pg_catalog.pg_roles g
+                WHERE pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE') AND g.oid <> r.oid
+                  AND (g.oid = s.srvowner OR g.oid IN (SELECT grantee FROM granted WHERE granted.server = s.oid)))
+       END AS by,
+       CASE w.fdwname
+           WHEN 'managed_identity' THEN
+               pg_catalog.has_function_privilege(r.oid, 'managed_identity.access_token(text, name, boolean)', 'EXECUTE')
+           WHEN 'azure_key_vault' THEN
+               pg_catalog.has_function_privilege(r.oid, 'azure_key_vault.secret(name, text, text)', 'EXECUTE')
+               AND option.allow ~ '(^|,)\s*secrets\s*(,|$)'
+           ELSE false
+       END AS reads_tokens_or_secrets
+FROM pg_catalog.pg_foreign_server s
+JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_foreign_data_wrapper'::pg_catalog.regclass
+     AND d.objid = w.oid AND d.deptype = 'e'
+JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'managed_identity'
+CROSS JOIN LATERAL (
+    SELECT max(option_value) FILTER (WHERE option_name = 'account') AS account,
+           max(option_value) FILTER (WHERE option_name = 'vault_uri') AS vault_uri,
+           coalesce(max(option_value) FILTER (WHERE option_name = 'allow'), '') AS allow,
+           max(option_value) FILTER (WHERE option_name IN ('client_id', 'object_id', 'resource_id')) AS id
+    FROM pg_catalog.pg_options_to_table(s.srvoptions)) option
+JOIN pg_catalog.pg_roles r ON r.rolcanlogin AND pg_catalog.has_server_privilege(r.oid, s.oid, 'USAGE')
+ORDER BY w.fdwname, s.srvname, r.rolname;

@@ -1,0 +1,28 @@
+-- Gives roles a way into one storage account. Safe to run twice.
+--
+--   psql -d DATABASE -v account=sales -v roles=etl -f setup_storage.sql
+--
+-- Also: -v server=NAME (else the account's name), -v access=read (else read-write), -v locations='inbox/*',
+-- -v identity=SERVER (a managed_identity server; else the default identity). `roles` may be a list: etl,report.
+\set ON_ERROR_STOP on
+\if :{?account}
+\else
+    \warn 'setup_storage.sql: say which account: -v account=...'
+    SELECT 1 / 0 AS "no account";
+\endif
+\if :{?server} \else \set server :account
+\endif
+\if :{?roles} \else \set roles ''
+\endif
+\if :{?access} \else \set access 'read-write'
+\endif
+\if :{?locations} \else \set locations ''
+\endif
+\if :{?identity} \else \set identity ''
+\endif
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS managed_identity;
+SELECT managed_identity.configure(:'server', 'azure_storage', jsonb_strip_nulls(jsonb_build_object(
+           'account', :'account', 'access', :'access',
+           'locations', nullif(:'locations', ''), 'identity', nullif(:'identity', ''))),
+       CASE WHEN :'roles' <> '' THEN string_to_array(:'roles', ',')::name[] END) AS :"server";
