@@ -51,21 +51,28 @@ impl World {
         session.run("CREATE EXTENSION managed_identity");
         world.set("managed_identity.tls_ca_file", &ca);
         world.set("managed_identity.key_vault_hosts", "127.0.0.1");
+        if storage {
+            world.azurite().create_container("box");
+        }
+        world.create_servers(&mut session);
+        world
+    }
+
+    /// Creates in a session's database the servers of this world.
+    pub fn create_servers(&self, session: &mut Session) {
         session.run(&format!(
             "CREATE SERVER keys FOREIGN DATA WRAPPER managed_identity OPTIONS (client_id '{}', resources 'key-vault');
              CREATE SERVER vault FOREIGN DATA WRAPPER azure_key_vault
                  OPTIONS (vault_uri '{}', identity 'keys', allow 'secrets')",
             Identity::user("keys").client_id,
-            world.emulator.vault_uri(),
+            self.emulator.vault_uri(),
         ));
-        if storage {
-            world.azurite().create_container("box");
+        if let Some(proxy) = &self.proxy {
             session.run(&format!(
                 "CREATE SERVER {ACCOUNT} FOREIGN DATA WRAPPER azure_storage OPTIONS (endpoint '{}/{ACCOUNT}')",
-                world.proxy().endpoint(),
+                proxy.endpoint(),
             ));
         }
-        world
     }
 
     pub fn session(&self) -> Session {
