@@ -39,7 +39,7 @@ made_of() {
     "$pg_config"
     rustc --version
     echo "${RUSTFLAGS:-}"
-    find src sql .cargo Cargo.toml Cargo.lock ./*.control pgrx-config/install.sh -type f -print0 | sort -z | xargs -0 sha256sum
+    find src sql .cargo Cargo.toml Cargo.lock ./*.control pgrx-config/install.sh pgrx-config/release-sql.sh -type f -print0 | sort -z | xargs -0 sha256sum
 }
 inputs=$(made_of | sha256sum)
 if [ -e "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$inputs" ] &&
@@ -50,6 +50,8 @@ fi
 
 rm -rf "$package" "$stamp"
 cargo pgrx package --pg-config "$pg_config" --out-dir "$package" --no-default-features --features "pg$major"
+pgrx-config/release-sql.sh check "$package$extension"
+cp sql/managed_identity--*.sql "$package$extension"
 
 sudo=()
 if [ ! -w "$library" ] || [ ! -w "$extension" ]; then

@@ -38,7 +38,7 @@ fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
         return known;
     }
     let server = servers::named(name, Wrapper::Identity);
-    server.refuse_member_with_options();
+    server.refuse_changed_member();
     let settings = settings::current();
     let identity = Identity::from_options(server.options(), settings.cloud).or_raise();
     let key = tokens::digest(&settings.imds.identity_key(&identity.selector));

@@ -75,22 +75,36 @@ impl Server {
         self.options.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// pg_dump keeps grants on a member of an extension but not its options: after a restore such a
-    /// server would mean another identity to the same roles.
-    pub fn refuse_member_with_options(&self) {
-        // SAFETY: reads pg_depend by plain values.
-        let member = !self.options.is_empty()
-            && unsafe { pg_sys::getExtensionOfObject(pg_sys::ForeignServerRelationId, self.oid) } != pg_sys::InvalidOid;
-        if member {
-            error(
-                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("server \"{}\" must not have options", self.display()),
-                Some("It belongs to the extension, so a dump would keep the grants on it but not its options.".into()),
-                Some("Remove its options and create another server with them.".into()),
-            );
-        }
+    /// pg_dump keeps grants on a member of an extension, but not its options, its name or its owner: after a
+    /// restore such a server would mean another identity to the same roles, or be lost to some.
+    pub fn refuse_changed_member(&self) {
+        // SAFETY: reads pg_depend and the syscache by plain values.
+        let (member, superusers) = unsafe {
+            let extension = pg_sys::getExtensionOfObject(pg_sys::ForeignServerRelationId, self.oid);
+            (extension != pg_sys::InvalidOid, pg_sys::superuser_arg(self.owner))
+        };
+        let (must, lost, instead) = if !member {
+            return;
+        } else if !self.options.is_empty() {
+            ("must not have options", "its options", "Remove its options and create another server with them.")
+        } else if self.name.as_c_str() != MACHINE {
+            ("must be named \"machine\"", "its name", "Name it so again and create another server of that name.")
+        } else if !superusers {
+            ("must belong to a superuser", "its owner", "Give it back to a superuser and GRANT USAGE on it instead.")
+        } else {
+            return;
+        };
+        error(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("server \"{}\" {must}", self.display()),
+            Some(format!("It belongs to the extension, so a dump would keep the grants on it but not {lost}.")),
+            Some(instead.into()),
+        );
     }
 }
+
+/// The server that CREATE EXTENSION brings.
+const MACHINE: &CStr = c"machine";
 
 thread_local! {
     /// Counts invalidations of foreign servers and wrappers.

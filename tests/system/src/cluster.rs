@@ -1,9 +1,10 @@
 //! A throwaway PostgreSQL server.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use postgres::error::DbError;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
@@ -20,6 +21,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Without the extension in shared_preload_libraries.
     pub not_preloaded: bool,
+    /// Where the server's programs are; `None`: those of the server under test.
+    pub programs: Option<PathBuf>,
 }
 
 impl Options {
@@ -42,9 +45,16 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start(options: Options) -> Self {
+        let cluster = Self::configured(options);
+        cluster.pg_ctl(&["start", "-w", "-t", "60"]);
+        cluster
+    }
+
+    /// An empty server, not started.
+    fn configured(options: Options) -> Self {
         let dir = shared_folder();
         let cluster = Self { dir, options };
-        run(as_server("cp").arg("-a").arg(template()).arg(cluster.data()));
+        run(as_server("cp").arg("-a").arg(template(&cluster.programs())).arg(cluster.data()));
         let preload = if cluster.options.not_preloaded { "" } else { "managed_identity" };
         let mut conf = format!(
             "shared_preload_libraries = '{preload}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n\
@@ -58,8 +68,32 @@ impl Cluster {
         }
         let path = cluster.data().join("postgresql.conf");
         append(&path, &conf);
-        cluster.pg_ctl(&["start", "-w", "-t", "60"]);
         cluster
+    }
+
+    /// This server, stopped, as one of the server under test: what pg_upgrade makes of it. Of its settings those
+    /// in `Options` go along.
+    pub fn upgraded(self) -> Self {
+        self.stop("fast");
+        let new = Self::configured(Options { programs: None, ..self.options.clone() });
+        let mut upgrade = as_server(new.programs().join("pg_upgrade"));
+        // It leaves its sockets and what it says in the folder where it runs.
+        upgrade.current_dir(new.folder());
+        upgrade.args(["-U", "postgres", "-b"]).arg(self.programs()).arg("-B").arg(new.programs());
+        upgrade.arg("-d").arg(self.data()).arg("-D").arg(new.data()).stdin(Stdio::null());
+        let output = upgrade.output().expect("pg_upgrade runs");
+        if !output.status.success() {
+            // What it prints only names the file that says why.
+            let mut why = Command::new("grep");
+            let why = why.args(["-r", "-h", "-A", "40", "error:"]).arg(new.data().join("pg_upgrade_output.d")).output();
+            panic!("{}{}", text(&output), why.map(|why| text(&why)).unwrap_or_default());
+        }
+        new.start_again();
+        new
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.options.programs.clone().unwrap_or_else(bindir)
     }
 
     fn data(&self) -> PathBuf {
@@ -89,7 +123,13 @@ impl Cluster {
         for (name, value) in &self.options.environment {
             command.arg(format!("{name}={value}"));
         }
-        command.arg(bindir().join("pg_ctl")).arg("-D").arg(self.data()).arg("-l").arg(self.log_path()).args(arguments);
+        command
+            .arg(self.programs().join("pg_ctl"))
+            .arg("-D")
+            .arg(self.data())
+            .arg("-l")
+            .arg(self.log_path())
+            .args(arguments);
         let output = command.stdin(Stdio::null()).output().expect("pg_ctl runs");
         assert!(output.status.success(), "pg_ctl {arguments:?}: {}\n{}", text(&output), self.log());
     }
@@ -144,7 +184,7 @@ impl Cluster {
 
     /// psql against this server, with these arguments.
     pub fn psql(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(bindir().join("psql"));
+        let mut command = Command::new(self.programs().join("psql"));
         command.env_remove("PGOPTIONS").args(["-X", "-h"]).arg(self.dir.path());
         command.args(["-U", "postgres", "-d", "postgres"]).args(arguments).stdin(Stdio::null());
         command
@@ -152,7 +192,7 @@ impl Cluster {
 
     /// Another program of this server, connected to it.
     pub fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(bindir().join(name));
+        let mut command = Command::new(self.programs().join(name));
         command.arg("-h").arg(self.dir.path()).args(["-U", "postgres"]).stdin(Stdio::null());
         command
     }
@@ -167,7 +207,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let mut command = as_server(bindir().join("pg_ctl"));
+        let mut command = as_server(self.programs().join("pg_ctl"));
         let _ = command.arg("-D").arg(self.data()).args(["stop", "-m", "immediate"]).output();
         if std::thread::panicking() {
             let log = self.log();
@@ -259,9 +299,18 @@ fn told(error: &postgres::Error) -> String {
     error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{error:?}"))
 }
 
-/// The pg_config of the server under test.
+/// What the pg_config of the server under test says.
 pub fn pg_config(option: &str) -> String {
-    let output = Command::new(given("PG_CONFIG")).arg(option).output().expect("pg_config runs");
+    ask_pg_config(&given("PG_CONFIG"), option)
+}
+
+/// The folder of the programs of another server: that of the pg_config in this variable.
+pub fn programs_of(variable: &str) -> PathBuf {
+    ask_pg_config(&given(variable), "--bindir").into()
+}
+
+fn ask_pg_config(pg_config: &str, option: &str) -> String {
+    let output = Command::new(pg_config).arg(option).output().unwrap_or_else(|error| panic!("{pg_config}: {error}"));
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
@@ -305,18 +354,18 @@ fn shared_folder() -> TempDir {
 }
 
 /// An initialised data folder, made once per process and copied from.
-fn template() -> &'static Path {
-    static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
-    let dir = TEMPLATE.get_or_init(|| {
+fn template(programs: &Path) -> PathBuf {
+    static TEMPLATES: Mutex<BTreeMap<PathBuf, TempDir>> = Mutex::new(BTreeMap::new());
+    let mut templates = TEMPLATES.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = templates.entry(programs.to_owned()).or_insert_with(|| {
         let dir = shared_folder();
-        let initdb = bindir().join("initdb");
-        let mut command = as_server(initdb);
-        command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]);
-        run(command.arg(dir.path().join("data")));
+        let mut command = as_server(programs.join("initdb"));
+        command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        // As 18 does unasked: pg_upgrade wants old and new to be alike in this.
+        run(command.arg("--data-checksums").arg("-D").arg(dir.path().join("data")));
         dir
     });
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| dir.path().join("data"))
+    dir.path().join("data")
 }
 
 fn append(path: &Path, more: &str) {

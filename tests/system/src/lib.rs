@@ -1,7 +1,8 @@
 //! What the tests, the demo and the benchmarks share: a throwaway PostgreSQL with the extension
 //! installed, Azurite, and the emulator, wired together. Everything ends when it is dropped.
 //!
-//! `make test` sets the environment: PG_CONFIG (the server under test), MI_AZURITE, MI_PYTHON, MI_CACHE.
+//! `make test` sets the environment: PG_CONFIG (the server under test), PG15_CONFIG, MI_AZURITE,
+//! MI_PYTHON, MI_CACHE.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
@@ -12,7 +13,7 @@ pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
-pub use cluster::{Cluster, Options, Session, major, pg_config};
+pub use cluster::{Cluster, Options, Session, major, pg_config, programs_of};
 pub use outcome::outcome;
 pub use world::{ACCOUNT, World};
 

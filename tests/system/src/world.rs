@@ -46,26 +46,45 @@ impl World {
         let cluster =
             Cluster::start(options.conf(format!("managed_identity.imds_endpoint = '{}'", emulator.imds_endpoint())));
         let world = Self { cluster, proxy, azurite, emulator };
-        let ca = world.cluster.file(CA_CERTIFICATE, world.emulator.pki().ca_pem());
         let mut session = world.session();
         session.run("CREATE EXTENSION managed_identity");
-        world.set("managed_identity.tls_ca_file", &ca);
-        world.set("managed_identity.key_vault_hosts", "127.0.0.1");
+        world.configure();
+        if storage {
+            world.azurite().create_container("box");
+        }
+        world.create_servers(&mut session);
+        world
+    }
+
+    fn configure(&self) {
+        let ca = self.cluster.file(CA_CERTIFICATE, self.emulator.pki().ca_pem());
+        self.set("managed_identity.tls_ca_file", &ca);
+        self.set("managed_identity.key_vault_hosts", "127.0.0.1");
+    }
+
+    /// The same world with its server upgraded to the one under test.
+    pub fn upgraded(self) -> Self {
+        let Self { cluster, proxy, azurite, emulator } = self;
+        let world = Self { cluster: cluster.upgraded(), proxy, azurite, emulator };
+        world.configure();
+        world
+    }
+
+    /// Creates in a session's database the servers of this world.
+    pub fn create_servers(&self, session: &mut Session) {
         session.run(&format!(
             "CREATE SERVER keys FOREIGN DATA WRAPPER managed_identity OPTIONS (client_id '{}', resources 'key-vault');
              CREATE SERVER vault FOREIGN DATA WRAPPER azure_key_vault
                  OPTIONS (vault_uri '{}', identity 'keys', allow 'secrets')",
             Identity::user("keys").client_id,
-            world.emulator.vault_uri(),
+            self.emulator.vault_uri(),
         ));
-        if storage {
-            world.azurite().create_container("box");
+        if let Some(proxy) = &self.proxy {
             session.run(&format!(
                 "CREATE SERVER {ACCOUNT} FOREIGN DATA WRAPPER azure_storage OPTIONS (endpoint '{}/{ACCOUNT}')",
-                world.proxy().endpoint(),
+                proxy.endpoint(),
             ));
         }
-        world
     }
 
     pub fn session(&self) -> Session {

@@ -2,14 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
-use std::process::Command;
-
 use emulator::Identity;
 use postgres::error::DbError;
 use server_tests::{ACCOUNT, Session, World};
 
 const SECRET: &str = "SELECT azure_key_vault.secret('vault', 'db-password')";
-const TOKEN: &str = "SELECT managed_identity.access_token('storage')";
 
 /// The error of `sql`, which must have this SQLSTATE.
 fn refused(session: &mut Session, sqlstate: &str, sql: &str) -> DbError {
@@ -20,19 +17,6 @@ fn refused(session: &mut Session, sqlstate: &str, sql: &str) -> DbError {
 
 fn hint(error: &DbError) -> &str {
     error.hint().unwrap_or_else(|| panic!("no HINT: {error:?}"))
-}
-
-fn successful(command: &mut Command) {
-    let output = command.output().expect("it runs");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// The servers of this database with everything that a dump must keep.
-fn inventory(session: &mut Session) -> Vec<String> {
-    session.rows(
-        "SELECT srvname, fdwname, srvowner::regrole, srvacl, array(SELECT unnest(srvoptions) ORDER BY 1)
-         FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = srvfdw ORDER BY srvname",
-    )
 }
 
 #[test]
@@ -342,49 +326,4 @@ fn a_url_that_several_servers_reach_needs_one_choice() {
     etl.run(&to(&second));
     session.run("DROP SERVER first");
     session.run(&to(&second));
-}
-
-#[test]
-fn a_dump_keeps_servers_and_grants_and_gives_nobody_more() {
-    let world = World::with_storage();
-    let mut session = world.session();
-    drop(world.role("etl"));
-    drop(world.role("reader"));
-    drop(world.role("boss"));
-    world.azurite().put("box/a.csv", "1\n");
-    session.run(&format!(
-        "CREATE TABLE t (a int); GRANT ALL ON t TO etl, reader;
-         GRANT EXECUTE ON FUNCTION managed_identity.access_token TO reader;
-         GRANT USAGE ON FOREIGN SERVER machine TO reader, boss;
-         GRANT USAGE ON FOREIGN SERVER {ACCOUNT} TO etl;
-         ALTER SERVER {ACCOUNT} OWNER TO boss;
-         CREATE SERVER alone FOREIGN DATA WRAPPER azure_storage OPTIONS (identity 'zoo', locations 'box/in/*')"
-    ));
-    session.run("CREATE DATABASE restored");
-    let dump = world.cluster.file("dump.sql", "");
-    successful(world.cluster.program("pg_dump").args(["-d", "postgres", "-f", &dump]));
-    successful(&mut world.cluster.psql(&["-v", "ON_ERROR_STOP=1", "-q", "-d", "restored", "-f", &dump]));
-    let mut restored = world.cluster.session_in("restored");
-    assert_eq!(inventory(&mut restored), inventory(&mut session));
-    let copy = format!("COPY t FROM '{}'", world.url("box/a.csv"));
-    for (role, may_copy, may_hold_a_token) in [("etl", true, false), ("reader", false, true), ("boss", false, false)] {
-        for database in [&mut session, &mut restored] {
-            database.run(&format!("SET ROLE {role}"));
-            assert_eq!(database.try_rows(&copy).is_ok(), may_copy, "{role}");
-            assert_eq!(database.try_rows(TOKEN).is_ok(), may_hold_a_token, "{role}");
-            database.run("RESET ROLE");
-        }
-    }
-    // A dump keeps no options of the extension's own server: it may have none when it is used.
-    let keys = Identity::user("keys").client_id;
-    session.run(&format!("ALTER SERVER machine OPTIONS (ADD client_id '{keys}')"));
-    let asked = world.asked();
-    for sql in [TOKEN, &copy] {
-        assert!(hint(&refused(&mut session, "55000", sql)).contains("create another server"));
-    }
-    assert_eq!(world.asked(), asked);
-    session.run("ALTER SERVER machine OPTIONS (DROP client_id)");
-    session.run(TOKEN);
-    session.run("DROP EXTENSION managed_identity CASCADE");
-    assert_eq!(inventory(&mut session), Vec::<String>::new());
 }
