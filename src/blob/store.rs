@@ -13,7 +13,7 @@ use super::refusal::{Operation, Refusal};
 use super::service::{Connector, NoSuchRange, Service};
 use super::url::Blob;
 use crate::http::client::{self, Purpose};
-use crate::http::destination::Destination;
+use crate::http::destination::{Destination, is_loopback};
 use crate::http::failure::{Failure, Kind};
 
 /// Which blob is to be moved, and how it is reached.
@@ -43,7 +43,7 @@ impl Store {
         }
         let last = Arc::new(Mutex::new(None));
         let service = Service {
-            client: client::build(&http, Purpose::Transfer)?,
+            client: client::build(&http, Purpose::Transfer, is_loopback(target.destination.base()))?,
             destination: target.destination.clone(),
             bearer,
             patience,
@@ -63,6 +63,10 @@ impl Store {
             .map_err(|_| Failure::new(Kind::Local, "could not set up the storage client"))?;
         let path = Path::parse(&target.blob.name)
             .map_err(|_| Failure::new(Kind::InvalidValue, "the blob's name cannot be used"))?;
+        if path.as_ref() != target.blob.name {
+            return Err(Failure::new(Kind::InvalidValue, "the blob's name cannot be used")
+                .detail("The storage client would ask for another name than the one that was checked."));
+        }
         Ok(Self { azure, path, operation, last })
     }
 

@@ -9,6 +9,7 @@ use reqwest::redirect::Policy;
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::destination::is_loopback;
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
 use super::roots::CaFile;
@@ -39,8 +40,10 @@ pub enum Purpose {
 }
 
 /// Builds a client. It belongs to the runtime that first uses it: shared by two current-thread
-/// runtimes it can wait for ever on a kept connection that the other one drives.
-pub fn build(options: &Options, purpose: Purpose) -> Result<Client, Failure> {
+/// runtimes it can wait for ever on a kept connection that the other one drives. What goes to a loopback
+/// address of this machine (`to_this_machine`) goes there without a proxy: plain http is accepted for it
+/// only because a token does not leave the machine, and a proxy would be told the token in clear.
+pub fn build(options: &Options, purpose: Purpose, to_this_machine: bool) -> Result<Client, Failure> {
     let mut builder = Client::builder()
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
@@ -54,7 +57,7 @@ pub fn build(options: &Options, purpose: Purpose) -> Result<Client, Failure> {
         // Between two calls nobody drives this runtime: a kept connection would go stale unnoticed.
         builder = builder.pool_max_idle_per_host(0);
     }
-    if purpose == Purpose::Identity {
+    if purpose == Purpose::Identity || to_this_machine {
         builder = builder.no_proxy();
     }
     if let Some(ca_file) = &options.ca_file {
@@ -107,7 +110,7 @@ impl From<Failure> for Unanswered {
 
 /// Sends a request from the backend's own runtime and reads the whole answer.
 async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Unanswered> {
-    let client = kept(options, purpose)?;
+    let client = kept(options, purpose, is_loopback(&request.url))?;
     let authority = authority(&request.url);
     let lost = |error: reqwest::Error| {
         let connected = !error.is_connect() && !error.is_timeout();
@@ -134,17 +137,21 @@ async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<A
     Ok(Answer { status, headers, body })
 }
 
+/// What a kept client is for: its purpose, and whether it stays on this machine.
+type Use = (Purpose, bool);
+
 /// The backend's client for these options, built when they change: building one reads the CA set.
-fn kept(options: &Options, purpose: Purpose) -> Result<Client, Failure> {
-    static KEPT: Mutex<Vec<(Purpose, Options, Client)>> = Mutex::new(Vec::new());
+fn kept(options: &Options, purpose: Purpose, to_this_machine: bool) -> Result<Client, Failure> {
+    static KEPT: Mutex<Vec<(Use, Options, Client)>> = Mutex::new(Vec::new());
+    let this_use = (purpose, to_this_machine);
     // Poisoned only by a panic while holding it, which leaves a valid list.
     let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some((.., client)) = kept.iter().find(|(p, o, _)| *p == purpose && o == options) {
+    if let Some((.., client)) = kept.iter().find(|(p, o, _)| *p == this_use && o == options) {
         return Ok(client.clone());
     }
-    kept.retain(|(p, ..)| *p != purpose);
-    let client = build(options, purpose)?;
-    kept.push((purpose, options.clone(), client.clone()));
+    kept.retain(|(p, ..)| *p != this_use);
+    let client = build(options, purpose, to_this_machine)?;
+    kept.push((this_use, options.clone(), client.clone()));
     Ok(client)
 }
 

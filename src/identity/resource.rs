@@ -38,6 +38,11 @@ impl Resource {
         Self("https://storage.azure.com/".into())
     }
 
+    /// One that was read before, as the cache keeps it.
+    pub fn stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

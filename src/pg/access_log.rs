@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::error::tell;
 use super::servers::current_user;
 use super::settings::{self, LogAccess};
 use crate::http::failure::code;
@@ -44,7 +45,7 @@ fn write(what: &str) {
         (text(pg_sys::GetUserNameFromId(current_user(), true)), text(pg_sys::get_database_name(pg_sys::MyDatabaseId)))
     };
     let message = format!("role \"{role}\", database \"{database}\": {what}");
-    ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "").report(PgLogLevel::LOG_SERVER_ONLY);
+    tell(ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, ""), PgLogLevel::LOG_SERVER_ONLY);
 }
 
 /// # Safety

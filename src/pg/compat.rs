@@ -26,8 +26,9 @@ mod pmsignal {
 
 /// Whether the postmaster lives. A system call: not for a hot path.
 pub fn postmaster_is_alive() -> bool {
-    // SAFETY: reads a pipe that every child of the postmaster has.
-    unsafe { pmsignal::PostmasterIsAliveInternal() }
+    // SAFETY: a plain global; then reads a pipe that every child of a postmaster has. In single-user mode
+    // there is none.
+    unsafe { !pg_sys::IsUnderPostmaster || pmsignal::PostmasterIsAliveInternal() }
 }
 
 // COPY.

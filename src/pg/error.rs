@@ -44,6 +44,16 @@ pub fn error(state: PgSqlErrorCode, message: impl Into<String>, detail: Option<S
     unreachable!("ERROR does not return")
 }
 
+/// Reports what is no ERROR. Interrupts are held off meanwhile: core looks at them at the end of such a report,
+/// and a cancel would jump across our frames and leave undone what their destructors do.
+pub fn tell(report: ErrorReport, level: PgLogLevel) {
+    // SAFETY: HOLD_INTERRUPTS and RESUME_INTERRUPTS; core resets the count when it raises an ERROR.
+    unsafe { pg_sys::InterruptHoldoffCount += 1 };
+    report.report(level);
+    // SAFETY: as above.
+    unsafe { pg_sys::InterruptHoldoffCount -= 1 };
+}
+
 /// The value, or the failure as an ERROR.
 pub trait OrRaise<T> {
     fn or_raise(self) -> T;

@@ -309,7 +309,11 @@ fn lead(
         // The caller's own limit says nothing about the endpoint: nobody else is told. But a renewal
         // that took too long is not for the next caller to try at once.
         None => {
-            cache::lock()[at].no_refresh_before = clock::monotonic() + REFRESH_PAUSE;
+            let mut slots = cache::lock();
+            let slot = &mut slots[at];
+            if is_mine(slot, attempt) {
+                slot.no_refresh_before = clock::monotonic() + REFRESH_PAUSE;
+            }
             Err(too_late())
         }
         Some(outcome) => publish(at, attempt, outcome),
@@ -345,13 +349,17 @@ fn too_late() -> Failure {
         .hint("The wait is bounded by managed_identity.acquire_timeout.")
 }
 
+/// Whether the slot is still this session's: it may have been forgotten meanwhile, and be another key's now.
+fn is_mine(slot: &Slot, attempt: u64) -> bool {
+    // SAFETY: a plain global.
+    slot.owner == unsafe { pg_sys::MyProcPid } && slot.attempt == attempt
+}
+
 /// Writes the outcome into the slot, if the attempt is still the slot's.
 fn publish(at: usize, attempt: u64, outcome: Result<AccessToken, Refusal>) -> Result<Served, Failure> {
     let (now, monotonic) = (clock::now(), clock::monotonic());
     let mut slots = cache::lock();
-    // SAFETY: a plain global.
-    let me = unsafe { pg_sys::MyProcPid };
-    let mine = slots[at].owner == me && slots[at].attempt == attempt;
+    let mine = is_mine(&slots[at], attempt);
     match outcome {
         Ok(token) if mine => {
             let margin = expiry::margin(token.expires_at - now).as_secs() as i64;

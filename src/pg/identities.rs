@@ -37,7 +37,7 @@ fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
     if let Some(known) = KNOWN.with_borrow(known) {
         return known;
     }
-    let server = servers::named(name, Wrapper::Identity);
+    let server = servers::of(oid, name, Wrapper::Identity);
     server.refuse_changed_member();
     let settings = settings::current();
     let identity = Identity::from_options(server.options(), settings.cloud).or_raise();

@@ -41,23 +41,27 @@ pub struct Server {
 }
 
 impl Server {
-    fn load(oid: pg_sys::Oid) -> Self {
-        // SAFETY: raises if the server is gone; the result and what it points to live in the current
-        // memory context, and are copied out before anything else runs.
+    /// None if the server is gone, as one can be that a scan has just found.
+    fn load(oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: the result and what it points to live in the current memory context, and are copied out
+        // before anything else runs.
         unsafe {
-            let server = pg_sys::GetForeignServer(oid);
+            let server = pg_sys::GetForeignServerExtended(oid, pg_sys::FSV_MISSING_OK as u16);
+            if server.is_null() {
+                return None;
+            }
             let mut options = Vec::new();
             for option in PgList::<pg_sys::DefElem>::from_pg((*server).options).iter_ptr() {
                 let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
                 options.push((text((*option).defname), text(pg_sys::defGetString(option))));
             }
-            Self {
+            Some(Self {
                 oid,
                 name: CStr::from_ptr((*server).servername).into(),
                 wrapper: (*server).fdwid,
                 owner: (*server).owner,
                 options,
-            }
+            })
         }
     }
 
@@ -145,7 +149,11 @@ fn wrapper_of(wrapper: pg_sys::Oid) -> Option<Wrapper> {
         if ours == pg_sys::InvalidOid || extension != ours {
             None
         } else {
-            let validator = pg_sys::get_func_name((*pg_sys::GetForeignDataWrapper(wrapper)).fdwvalidator);
+            let wrapper = pg_sys::GetForeignDataWrapperExtended(wrapper, pg_sys::FDW_MISSING_OK as u16);
+            let validator = match wrapper.is_null() {
+                true => std::ptr::null_mut(),
+                false => pg_sys::get_func_name((*wrapper).fdwvalidator),
+            };
             match (!validator.is_null()).then(|| CStr::from_ptr(validator).to_bytes()) {
                 Some(b"managed_identity_validator") => Some(Wrapper::Identity),
                 Some(b"azure_storage_validator") => Some(Wrapper::Storage),
@@ -177,11 +185,28 @@ pub fn named(name: &CStr, wrapper: Wrapper) -> Server {
             Some(format!("Create it with CREATE SERVER <name> FOREIGN DATA WRAPPER {}.", wrapper.name())),
         );
     }
-    let server = Server::load(oid);
+    of(oid, name, wrapper)
+}
+
+/// The server with this OID, found by `name`. Whoever has checked rights on an OID loads by it: between two
+/// look-ups by name the name can have moved to another server.
+pub fn of(oid: pg_sys::Oid, name: &CStr, wrapper: Wrapper) -> Server {
+    let Some(server) = Server::load(oid) else {
+        error(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            format!("server \"{}\" does not exist", name.to_string_lossy()),
+            Some("It was dropped a moment ago.".into()),
+            None,
+        );
+    };
     if wrapper_of(server.wrapper) != Some(wrapper) {
         error(
             PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
-            format!("server \"{shown}\" is not a server of foreign-data wrapper \"{}\"", wrapper.name()),
+            format!(
+                "server \"{}\" is not a server of foreign-data wrapper \"{}\"",
+                name.to_string_lossy(),
+                wrapper.name()
+            ),
             None,
             None,
         );
@@ -240,5 +265,5 @@ pub fn servers_of(wrapper: Wrapper) -> Vec<Server> {
         pg_sys::table_close(catalog, pg_sys::AccessShareLock as i32);
     }
     oids.retain(|(_, of)| wrapper_of(*of) == Some(wrapper));
-    oids.into_iter().map(|(oid, _)| Server::load(oid)).collect()
+    oids.into_iter().filter_map(|(oid, _)| Server::load(oid)).collect()
 }

@@ -1,16 +1,16 @@
 //! Tokens as the rest of the extension asks for them: rights first, then this session's copy, then the
 //! shared cache, then the endpoint.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
-use std::sync::Once;
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::error::{OrRaise, error};
+use super::error::{OrRaise, error, tell};
 use super::flight::{self, Asked, Refusal};
 use super::identities::{self, KnownIdentity};
 use super::{access_log, cache, clock, servers, settings};
@@ -158,12 +158,10 @@ fn acquire(
     let served =
         flight::token(&asked, force, |left| fetch(request.clone(), selector.clone(), options.clone(), left)).or_raise();
     if served.not_forced {
-        ereport!(
-            PgLogLevel::NOTICE,
-            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-            "the cached token is returned",
-            "It was fetched a moment ago, or the endpoint cannot be asked just now."
-        );
+        let report =
+            ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, "the cached token is returned", "")
+                .set_detail("It was fetched a moment ago, or the endpoint cannot be asked just now.");
+        tell(report, PgLogLevel::NOTICE);
     }
     say_if_not_shared();
     MY_COPIES.with_borrow_mut(|copies| {
@@ -193,14 +191,14 @@ fn acquire(
 
 /// Once per session: every session fetches for itself when the library was not preloaded.
 fn say_if_not_shared() {
-    static ONCE: Once = Once::new();
-    if !cache::is_shared() {
-        ONCE.call_once(|| {
-            let what = "access tokens are cached for this session only";
-            let hint = "To share them, put managed_identity first in shared_preload_libraries and restart.";
-            let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, what, "").set_hint(hint);
-            report.report(PgLogLevel::NOTICE);
-        });
+    thread_local! {
+        static SAID: Cell<bool> = const { Cell::new(false) };
+    }
+    if !cache::is_shared() && !SAID.replace(true) {
+        let what = "access tokens are cached for this session only";
+        let hint = "To share them, put managed_identity first in shared_preload_libraries and restart.";
+        let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, what, "").set_hint(hint);
+        tell(report, PgLogLevel::NOTICE);
     }
 }
 
@@ -231,14 +229,18 @@ pub fn outside_resources(identity: &KnownIdentity) -> Failure {
 /// for one resource or for every one. Returns how many there were.
 pub fn forget(resource: Option<&str>, identity: Option<&CStr>) -> i32 {
     let resource = resource.map(|text| Resource::parse(text, settings::cloud()).or_raise());
-    let keys: Option<Vec<[u8; 32]>> = match identity {
-        Some(name) => Some(vec![identities::own(Some(name)).key]),
+    let known: Option<Vec<Rc<KnownIdentity>>> = match identity {
+        Some(name) => Some(vec![identities::own(Some(name))]),
         // SAFETY: a plain read.
         None if unsafe { pg_sys::superuser() } => None,
-        None => Some(identities::visible(false).iter().map(|known| known.key).collect()),
+        None => Some(identities::visible(false)),
     };
     flight::forget(|slot| {
-        let of_identity = keys.as_ref().is_none_or(|keys| keys.contains(&slot.identity));
+        // Equal identities share a token: a server with `resources` is no right to drop another's.
+        let usable = |known: &Rc<KnownIdentity>| {
+            known.key == slot.identity && known.identity.allows(&Resource::stored(slot.resource.get()))
+        };
+        let of_identity = known.as_ref().is_none_or(|known| known.iter().any(usable));
         of_identity && resource.as_ref().is_none_or(|resource| slot.resource.get() == resource.as_str())
     })
 }

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use super::statement::Statement;
 use super::{from, to};
 use crate::blob::url::BlobUrl;
+use crate::pg::error::tell;
 
 /// The hook that was there before ours; `None` inside: there was none.
 static PREVIOUS: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
@@ -45,14 +46,14 @@ pub fn init() {
         return;
     }
     if previous.is_some() {
-        ErrorReport::new(
+        let report = ErrorReport::new(
             PgSqlErrorCode::ERRCODE_WARNING,
             "another library's utility hook was set before the one of managed_identity",
             "",
         )
         .set_detail("That library does not see a COPY from or to a URL.")
-        .set_hint("Put managed_identity first in shared_preload_libraries.")
-        .report(PgLogLevel::WARNING);
+        .set_hint("Put managed_identity first in shared_preload_libraries.");
+        tell(report, PgLogLevel::WARNING);
     }
     // SAFETY: as above; the function has the hook's signature and lives as long as the process.
     unsafe { pg_sys::ProcessUtility_hook = Some(process_utility) };
