@@ -113,7 +113,10 @@ async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<A
         let connected = !error.is_connect() && !error.is_timeout();
         Unanswered { failure: unreachable(&authority, &error), connected }
     };
-    let built = client.request(request.method, request.url).headers(request.headers);
+    let mut built = client.request(request.method, request.url).headers(request.headers);
+    if let Some(form) = request.form {
+        built = built.body(form.bytes());
+    }
     let mut response = built.send().await.map_err(lost)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     // With its full room from the start a body never moves: a moved buffer leaves a copy unwiped.

@@ -80,7 +80,8 @@ fn segments(base: &Url) -> impl Iterator<Item = &str> {
     })
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether the host is a literal loopback address.
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
