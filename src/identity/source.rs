@@ -63,7 +63,7 @@ pub enum Source {
 impl Machine {
     /// The source of an identity that names none: workload identity where its variables are set, as
     /// Azure's own clients decide.
-    fn detected(&self) -> SourceName {
+    pub fn detected(&self) -> SourceName {
         self.source.unwrap_or(if self.environment.has_workload_identity() {
             SourceName::WorkloadIdentity
         } else {
