@@ -13,7 +13,7 @@ use super::refusal::{Operation, Refusal};
 use super::service::{Connector, NoSuchRange, Service};
 use super::url::Blob;
 use crate::http::client::{self, Purpose};
-use crate::http::destination::{Destination, is_loopback};
+use crate::http::destination::Destination;
 use crate::http::failure::{Failure, Kind};
 
 /// Which blob is to be moved, and how it is reached.
@@ -43,7 +43,7 @@ impl Store {
         }
         let last = Arc::new(Mutex::new(None));
         let service = Service {
-            client: client::build(&http, Purpose::Transfer, is_loopback(target.destination.base()))?,
+            client: client::build(&http, Purpose::Transfer, target.destination.base().scheme() == "http")?,
             destination: target.destination.clone(),
             bearer,
             patience,

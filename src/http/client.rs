@@ -9,7 +9,6 @@ use reqwest::redirect::Policy;
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::destination::is_loopback;
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
 use super::roots::CaFile;
@@ -40,10 +39,10 @@ pub enum Purpose {
 }
 
 /// Builds a client. It belongs to the runtime that first uses it: shared by two current-thread
-/// runtimes it can wait for ever on a kept connection that the other one drives. What goes to a loopback
-/// address of this machine (`to_this_machine`) goes there without a proxy: plain http is accepted for it
-/// only because a token does not leave the machine, and a proxy would be told the token in clear.
-pub fn build(options: &Options, purpose: Purpose, to_this_machine: bool) -> Result<Client, Failure> {
+/// runtimes it can wait for ever on a kept connection that the other one drives. What goes over
+/// plain http (`in_clear`) goes without a proxy: it is accepted for a loopback address only, because there a
+/// token does not leave the machine, and a proxy would read it.
+pub fn build(options: &Options, purpose: Purpose, in_clear: bool) -> Result<Client, Failure> {
     let mut builder = Client::builder()
         .redirect(Policy::none())
         .retry(reqwest::retry::never())
@@ -57,7 +56,7 @@ pub fn build(options: &Options, purpose: Purpose, to_this_machine: bool) -> Resu
         // Between two calls nobody drives this runtime: a kept connection would go stale unnoticed.
         builder = builder.pool_max_idle_per_host(0);
     }
-    if purpose == Purpose::Identity || to_this_machine {
+    if purpose == Purpose::Identity || in_clear {
         builder = builder.no_proxy();
     }
     if let Some(ca_file) = &options.ca_file {
@@ -110,13 +109,16 @@ impl From<Failure> for Unanswered {
 
 /// Sends a request from the backend's own runtime and reads the whole answer.
 async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Unanswered> {
-    let client = kept(options, purpose, is_loopback(&request.url))?;
+    let client = kept(options, purpose, request.url.scheme() == "http")?;
     let authority = authority(&request.url);
     let lost = |error: reqwest::Error| {
         let connected = !error.is_connect() && !error.is_timeout();
         Unanswered { failure: unreachable(&authority, &error), connected }
     };
-    let built = client.request(request.method, request.url).headers(request.headers);
+    let mut built = client.request(request.method, request.url).headers(request.headers);
+    if let Some(form) = request.form {
+        built = built.body(form.bytes());
+    }
     let mut response = built.send().await.map_err(lost)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     // With its full room from the start a body never moves: a moved buffer leaves a copy unwiped.
@@ -137,20 +139,20 @@ async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<A
     Ok(Answer { status, headers, body })
 }
 
-/// What a kept client is for: its purpose, and whether it stays on this machine.
+/// What a kept client is for: its purpose, and whether it speaks plain http.
 type Use = (Purpose, bool);
 
 /// The backend's client for these options, built when they change: building one reads the CA set.
-fn kept(options: &Options, purpose: Purpose, to_this_machine: bool) -> Result<Client, Failure> {
+fn kept(options: &Options, purpose: Purpose, in_clear: bool) -> Result<Client, Failure> {
     static KEPT: Mutex<Vec<(Use, Options, Client)>> = Mutex::new(Vec::new());
-    let this_use = (purpose, to_this_machine);
+    let this_use = (purpose, in_clear);
     // Poisoned only by a panic while holding it, which leaves a valid list.
     let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some((.., client)) = kept.iter().find(|(p, o, _)| *p == this_use && o == options) {
         return Ok(client.clone());
     }
     kept.retain(|(p, ..)| *p != this_use);
-    let client = build(options, purpose, to_this_machine)?;
+    let client = build(options, purpose, in_clear)?;
     kept.push((this_use, options.clone(), client.clone()));
     Ok(client)
 }

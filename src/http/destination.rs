@@ -80,7 +80,7 @@ fn segments(base: &Url) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether a URL's host is a literal loopback address.
+/// Whether the host is a literal loopback address.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),

@@ -38,6 +38,15 @@ impl Cloud {
         }
     }
 
+    /// Host of the authority that issues the cloud's tokens.
+    pub fn authority_host(self) -> &'static str {
+        match self {
+            Cloud::Public => "login.microsoftonline.com",
+            Cloud::UsGovernment => "login.microsoftonline.us",
+            Cloud::China => "login.chinacloudapi.cn",
+        }
+    }
+
     /// Host suffix of key vaults, behind `<vault>.`.
     pub fn vault_suffix(self) -> &'static str {
         match self {

@@ -6,13 +6,13 @@
 use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::Value;
 use url::Url;
-use zeroize::Zeroizing;
 
+use super::answer::token;
 use super::{Resource, Selector};
 use crate::http::destination::strict_url;
 use crate::http::failure::{Failure, Kind, answered, code};
 use crate::http::request::{Answer, Request};
-use crate::token::{AccessToken, expiry};
+use crate::token::AccessToken;
 
 const PATH: &str = "/metadata/identity/oauth2/token";
 
@@ -70,26 +70,9 @@ impl Imds {
         if answer.status != 200 {
             return Err(refused(answer, selector));
         }
-        let mut body: Value = serde_json::from_slice(&answer.body).map_err(|_| unexpected("its answer is not JSON"))?;
-        // Taken out, so that the one copy of the token left is the one that is wiped.
-        let secret = match body.get_mut("access_token").map(Value::take) {
-            Some(Value::String(text)) => Zeroizing::new(text),
-            _ => return Err(unexpected("its answer holds no \"access_token\"")),
-        };
-        let expires_in = body.get("expires_in").and_then(expiry::seconds);
-        let expires_at = match body.get("expires_on").filter(|value| !value.is_null()) {
-            Some(value) => expiry::expires_on(value),
-            None => expires_in.map(|seconds| now + seconds),
-        };
-        let Some(expires_at) = expires_at else {
-            return Err(unexpected("its answer does not say when the token ends"));
-        };
-        if expires_at <= now {
-            return Err(unexpected("the token in its answer has already ended").hint("Check this machine's clock."));
-        }
-        same_identity(&body, selector)?;
-        let refresh_in = body.get("refresh_in").and_then(expiry::seconds);
-        AccessToken::new(secret, expires_at, expiry::refresh_at(now, expires_at, refresh_in, jitter))
+        let (token, rest) = token(answer, "the identity endpoint", now, jitter)?;
+        same_identity(&rest, selector)?;
+        Ok(token)
     }
 }
 
@@ -124,11 +107,6 @@ fn same_identity(body: &Value, selector: &Selector) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-fn unexpected(why: &str) -> Failure {
-    Failure::new(Kind::Protocol, "the identity endpoint did not answer as it should")
-        .detail(format!("What is wrong: {why}."))
 }
 
 /// An answer that is not 200, as a failure. The description is read for the HINT only, as the
@@ -171,6 +149,7 @@ mod tests {
     use super::*;
     use crate::identity::Cloud;
     use serde_json::json;
+    use zeroize::Zeroizing;
 
     const GUID: &str = "11111111-2222-3333-4444-555555555555";
     const NOW: i64 = 1_700_000_000;

@@ -1,8 +1,12 @@
 //! Which identity is meant: what a `managed_identity` server's options say.
 
+use super::authority::Authority;
+use super::federated::{Given, check_tenant_id, check_token_file};
 use super::resource::is_guid;
+use super::source::SourceName;
 use super::{Cloud, Resource};
-use crate::http::failure::{Failure, Kind};
+use crate::http::failure::Failure;
+use crate::http::failure::Kind::InvalidValue;
 
 /// How one of several identities is chosen. At most one may be given.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,7 +25,7 @@ impl Selector {
     pub fn parse(option: &str, value: &str) -> Result<Self, Failure> {
         let lower = value.to_ascii_lowercase();
         let invalid =
-            |hint: &str| Failure::new(Kind::InvalidValue, format!("invalid value for option \"{option}\"")).hint(hint);
+            |hint: &str| Failure::new(InvalidValue, format!("invalid value for option \"{option}\"")).hint(hint);
         match option {
             "client_id" | "object_id" if !is_guid(value) => {
                 Err(invalid("It is a GUID, such as 11111111-2222-3333-4444-555555555555."))
@@ -32,14 +36,6 @@ impl Selector {
             _ => Err(invalid(
                 "It is the identity's full resource id: /subscriptions/.../Microsoft.ManagedIdentity/userAssignedIdentities/<name>.",
             )),
-        }
-    }
-
-    /// `automatic` or `user-assigned`, as `cached_tokens.kind` shows it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Automatic => "automatic",
-            _ => "user-assigned",
         }
     }
 
@@ -63,10 +59,47 @@ fn is_resource_id(lower: &str) -> bool {
         && lower.chars().all(fine)
 }
 
-/// One identity of this machine, and what tokens may be fetched for with it.
+/// What an identity's option `kind` insists on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    SystemAssigned,
+    UserAssigned,
+    WorkloadIdentity,
+}
+
+impl Kind {
+    /// The value of option `kind`, as `cached_tokens.kind` shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SystemAssigned => "system-assigned",
+            Self::UserAssigned => "user-assigned",
+            Self::WorkloadIdentity => "workload-identity",
+        }
+    }
+
+    /// 22023 for anything else.
+    fn parse(text: &str) -> Result<Self, Failure> {
+        [Self::SystemAssigned, Self::UserAssigned, Self::WorkloadIdentity]
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| {
+                Failure::new(InvalidValue, "invalid value for option \"kind\"")
+                    .hint("It is system-assigned, user-assigned or workload-identity.")
+            })
+    }
+}
+
+/// One identity of this machine as its server's options say it, and what tokens may be fetched for with
+/// it. What it comes to on this machine is [`super::Machine`]'s to say.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Identity {
+    pub kind: Option<Kind>,
     pub selector: Selector,
+    pub source: Option<SourceName>,
+    /// For workload identity; what is missing comes from the environment.
+    pub tenant_id: Option<String>,
+    pub token_file: Option<String>,
+    pub authority: Option<Authority>,
     /// `None`: any resource.
     pub resources: Option<Vec<Resource>>,
 }
@@ -82,11 +115,29 @@ impl Identity {
             match name {
                 "client_id" | "object_id" | "resource_id" => {
                     if identity.selector != Selector::Automatic {
-                        return Err(Failure::new(Kind::InvalidValue, "an identity is chosen by one option only")
+                        return Err(Failure::new(InvalidValue, "an identity is chosen by one option only")
                             .hint("Give one of client_id, object_id, resource_id."));
                     }
                     identity.selector = Selector::parse(name, value)?;
                 }
+                // Twice, where the server's TYPE says it too.
+                "kind" => {
+                    let kind = Kind::parse(value)?;
+                    if identity.kind.replace(kind).is_some_and(|before| before != kind) {
+                        return Err(Failure::new(InvalidValue, "the server's TYPE and its option \"kind\" disagree")
+                            .hint("Drop the option, or set it to the server's TYPE."));
+                    }
+                }
+                "source" => identity.source = Some(SourceName::parse(value)?),
+                "tenant_id" => {
+                    check_tenant_id(&Given { value, called: "option \"tenant_id\"" })?;
+                    identity.tenant_id = Some(value.into());
+                }
+                "token_file" => {
+                    check_token_file(&Given { value, called: "option \"token_file\"" })?;
+                    identity.token_file = Some(value.into());
+                }
+                "authority" => identity.authority = Some(Authority::parse(value, "option \"authority\"")?),
                 "resources" => {
                     let parsed = value.split(',').map(|entry| Resource::parse(entry.trim(), cloud));
                     identity.resources = Some(parsed.collect::<Result<_, _>>()?);
@@ -95,6 +146,11 @@ impl Identity {
             }
         }
         Ok(identity)
+    }
+
+    /// Whether its options speak of a federated token.
+    pub fn is_federated(&self) -> bool {
+        self.tenant_id.is_some() || self.token_file.is_some() || self.authority.is_some()
     }
 
     /// Whether a token for `resource` may be fetched with this identity.
@@ -114,9 +170,31 @@ mod tests {
         let one = Identity::from_options([("client_id", GUID)], Cloud::Public).expect("an identity");
         assert_eq!(one.selector, Selector::ClientId(GUID.to_ascii_lowercase()));
         let two = Identity::from_options([("client_id", GUID), ("object_id", GUID)], Cloud::Public);
-        assert_eq!(two.expect_err("two selectors").kind, Kind::InvalidValue);
+        assert_eq!(two.expect_err("two selectors").kind, InvalidValue);
         Identity::from_options([("resource_id", "/subscriptions/../x")], Cloud::Public).expect_err("no resource id");
         Identity::from_options([("client_id", "")], Cloud::Public).expect_err("an empty id is never sent");
+    }
+
+    #[test]
+    fn a_kind_is_said_once_or_twice_alike() {
+        let with =
+            |options: &[(&'static str, &'static str)]| Identity::from_options(options.iter().copied(), Cloud::Public);
+        let identity = with(&[("kind", "system-assigned"), ("kind", "system-assigned")]).expect("an identity");
+        assert_eq!(identity.kind, Some(Kind::SystemAssigned));
+        with(&[("kind", "system-assigned"), ("kind", "user-assigned")]).expect_err("two kinds");
+        for (name, value) in [
+            ("kind", ""),
+            ("kind", "automatic"),
+            ("source", "cloud"),
+            ("tenant_id", "a/b"),
+            ("token_file", "f"),
+            ("authority", "http://login.microsoftonline.com"),
+        ] {
+            let refused = with(&[(name, value)]).expect_err(name);
+            assert_eq!(refused.kind, InvalidValue);
+            assert!(refused.message.contains(name), "{refused:?}");
+            assert!(refused.hint.is_some() || refused.detail.is_some(), "{refused:?}");
+        }
     }
 
     #[test]

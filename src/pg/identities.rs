@@ -9,8 +9,10 @@ use pgrx::prelude::*;
 
 use super::error::OrRaise;
 use super::servers::{self, Server, Wrapper};
+use super::settings::Settings;
 use super::{compat, settings, tokens};
-use crate::identity::{Identity, Resource};
+use crate::http::failure::Failure;
+use crate::identity::{Identity, Resource, Source};
 
 /// The changes of the catalog and of the settings up to which something derived from both is good.
 type Changes = (u64, u64);
@@ -24,8 +26,20 @@ pub struct KnownIdentity {
     pub oid: pg_sys::Oid,
     pub name: CString,
     pub identity: Identity,
+    /// What its options come to on this machine.
+    pub source: Source,
     /// Hash of everything that distinguishes this identity from others; equal identities share it.
     pub key: [u8; 32],
+}
+
+impl KnownIdentity {
+    /// 22023 where the server's options contradict each other or this machine.
+    fn of(server: &Server, settings: &Settings) -> Result<Self, Failure> {
+        let identity = Identity::from_options(server.kind_and_options(), settings.machine.cloud)?;
+        let source = settings.machine.source_of(&identity)?;
+        let key = tokens::digest(&source.identity_key());
+        Ok(Self { oid: server.oid, name: server.name.clone(), identity, source, key })
+    }
 }
 
 /// The identity of a server that is one. Rights are the caller's business.
@@ -39,10 +53,7 @@ fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
     }
     let server = servers::of(oid, name, Wrapper::Identity);
     server.refuse_changed_member();
-    let settings = settings::current();
-    let identity = Identity::from_options(server.options(), settings.cloud).or_raise();
-    let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
-    let known = Rc::new(KnownIdentity { oid, name: server.name, identity, key });
+    let known = Rc::new(KnownIdentity::of(&server, &settings::current()).or_raise());
     KNOWN.with_borrow_mut(|kept| kept.insert(oid, (changes, known.clone())));
     known
 }
@@ -90,16 +101,12 @@ pub fn borrowed(server: &Server, resource: &Resource) -> Rc<KnownIdentity> {
 /// Every identity server of this database on which the current user has USAGE, or every one.
 pub fn visible(all: bool) -> Vec<Rc<KnownIdentity>> {
     let role = servers::current_user();
+    let settings = settings::current();
     let mut found: Vec<_> = servers::servers_of(Wrapper::Identity)
         .into_iter()
         .filter(|server| all || compat::has_usage(server.oid, role))
-        .filter_map(|server| {
-            // One broken server must not hide the others from a view, so nothing here raises.
-            let settings = settings::current();
-            let identity = Identity::from_options(server.options(), settings.cloud).ok()?;
-            let key = tokens::digest(&settings.imds.identity_key(&identity.selector));
-            Some(Rc::new(KnownIdentity { oid: server.oid, name: server.name, identity, key }))
-        })
+        // One broken server must not hide the others from a view, so nothing here raises.
+        .filter_map(|server| KnownIdentity::of(&server, &settings).ok().map(Rc::new))
         .collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found

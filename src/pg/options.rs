@@ -18,8 +18,20 @@ struct Accepted {
     check: fn(&str, &str) -> Result<(), Failure>,
 }
 
-const IDENTITY: Accepted =
-    Accepted { names: &["client_id", "object_id", "resource_id", "resources"], check: identity_option };
+const IDENTITY: Accepted = Accepted {
+    names: &[
+        "kind",
+        "client_id",
+        "object_id",
+        "resource_id",
+        "tenant_id",
+        "token_file",
+        "authority",
+        "source",
+        "resources",
+    ],
+    check: identity_option,
+};
 const STORAGE: Accepted =
     Accepted { names: &["account", "identity", "endpoint", "access", "locations"], check: storage_option };
 const VAULT: Accepted = Accepted { names: &["vault_uri", "identity", "allow", "names"], check: vault_option };
@@ -66,6 +78,13 @@ fn validate(accepted: &Accepted, options: &[(String, String)], catalog: pg_sys::
 }
 
 fn identity_option(name: &str, value: &str) -> Result<(), Failure> {
+    // SAFETY: a plain read.
+    let superuser = unsafe { pg_sys::superuser() };
+    if !superuser && matches!(name, "token_file" | "authority" | "source") {
+        // They say which of the server's files is read, where it is sent, and whom this machine asks.
+        return Err(Failure::new(Kind::Forbidden, format!("permission denied to set option \"{name}\""))
+            .detail("Only a superuser may create or alter a server that ends with this option present."));
+    }
     Identity::from_options([(name, value)], settings::cloud()).map(|_| ())
 }
 

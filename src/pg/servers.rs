@@ -37,6 +37,8 @@ pub struct Server {
     pub name: CString,
     wrapper: pg_sys::Oid,
     pub owner: pg_sys::Oid,
+    /// TYPE, where CREATE SERVER gave one.
+    kind: Option<String>,
     options: Vec<(String, String)>,
 }
 
@@ -50,9 +52,9 @@ impl Server {
             if server.is_null() {
                 return None;
             }
+            let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
             let mut options = Vec::new();
             for option in PgList::<pg_sys::DefElem>::from_pg((*server).options).iter_ptr() {
-                let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
                 options.push((text((*option).defname), text(pg_sys::defGetString(option))));
             }
             Some(Self {
@@ -60,6 +62,7 @@ impl Server {
                 name: CStr::from_ptr((*server).servername).into(),
                 wrapper: (*server).fdwid,
                 owner: (*server).owner,
+                kind: (!(*server).servertype.is_null()).then(|| text((*server).servertype)),
                 options,
             })
         }
@@ -77,6 +80,11 @@ impl Server {
 
     pub fn options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// An identity's options; its TYPE stands for option `kind`.
+    pub fn kind_and_options(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.kind.iter().map(|kind| ("kind", kind.as_str())).chain(self.options())
     }
 
     /// pg_dump keeps grants on a member of an extension, but not its options, its name or its owner: after a

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use pgrx::prelude::*;
@@ -13,9 +14,11 @@ use super::error::OrRaise;
 use crate::http::client;
 use crate::http::failure::Failure;
 use crate::http::roots::CaFile;
-use crate::identity::Cloud;
+use crate::identity::authority::Authority;
+use crate::identity::environment::Environment;
 use crate::identity::hosts::Hosts;
 use crate::identity::imds::Imds;
+use crate::identity::{Cloud, Machine, SourceName};
 
 /// The cloud by our name or by the Azure CLI's.
 #[derive(Clone, Copy, PostgresGucEnum)]
@@ -45,9 +48,22 @@ pub enum LogAccess {
     All,
 }
 
+/// Where tokens come from, unless an identity's own options say it.
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum SourceChoice {
+    #[name = c"auto"]
+    Auto,
+    #[name = c"imds"]
+    Imds,
+    #[name = c"workload_identity"]
+    WorkloadIdentity,
+}
+
 static DEFAULT_IDENTITY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"machine"));
 static IMDS_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"http://169.254.169.254"));
 static IMDS_API_VERSION: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"2018-02-01"));
+static SOURCE: GucSetting<SourceChoice> = GucSetting::<SourceChoice>::new(SourceChoice::Auto);
+static AUTHORITY_HOST: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static CLOUD: GucSetting<CloudName> = GucSetting::<CloudName>::new(CloudName::Public);
 static STORAGE_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static KEY_VAULT_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -68,14 +84,14 @@ thread_local! {
 
 /// What the settings say, parsed.
 pub struct Settings {
-    pub imds: Imds,
-    pub cloud: Cloud,
+    pub machine: Machine,
     pub storage_hosts: Hosts,
     pub key_vault_hosts: Hosts,
 }
 
 /// Defines every setting. Called from `_PG_init`.
 pub fn init() {
+    environment();
     let none = GucFlags::default();
     let text = |name, short, long, setting, context, check| {
         // SAFETY: the hooks are guarded, and check and assign as their contracts say.
@@ -118,6 +134,14 @@ pub fn init() {
         Some(check_imds_api_version),
     );
     text(
+        c"managed_identity.authority_host",
+        c"The authority that exchanges federated tokens for access tokens.",
+        c"Empty: AZURE_AUTHORITY_HOST of the server's environment, else the cloud's own.",
+        &AUTHORITY_HOST,
+        GucContext::Sighup,
+        Some(check_authority_host),
+    );
+    text(
         c"managed_identity.storage_hosts",
         c"Further hosts that a storage server's endpoint may name without superuser rights.",
         c"A comma-separated list of host names or addresses, each with an optional port.",
@@ -140,6 +164,14 @@ pub fn init() {
         &TLS_CA_FILE,
         GucContext::Sighup,
         Some(check_ca_file),
+    );
+    GucRegistry::define_enum_guc(
+        c"managed_identity.source",
+        c"Where tokens come from.",
+        c"\"auto\": workload identity where AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_FEDERATED_TOKEN_FILE are set in the server's environment, else the instance metadata service.",
+        &SOURCE,
+        GucContext::Sighup,
+        none,
     );
     GucRegistry::define_enum_guc(
         c"managed_identity.cloud",
@@ -196,10 +228,9 @@ pub fn init() {
 
 /// A number that grows whenever a setting that shapes requests changes.
 pub fn changes() -> u64 {
-    let mut cloud = CLOUD.get().to_ordinal_number();
-    // The enum's setting has no assign hook; its value stands in the upper bits instead.
-    cloud <<= 56;
-    CHANGES.get() | cloud
+    // The enums' settings have no assign hook; their values stand in the upper bits instead.
+    let (cloud, source) = (CLOUD.get().cloud() as u64, SOURCE.get() as u64);
+    CHANGES.get() | cloud << 56 | source << 48
 }
 
 /// What the settings say now. Raises when one cannot be used, which their checks prevent.
@@ -211,13 +242,33 @@ pub fn current() -> Rc<Settings> {
         return kept;
     }
     let settings = Rc::new(Settings {
-        imds: Imds::new(&value(&IMDS_ENDPOINT), &value(&IMDS_API_VERSION)).or_raise(),
-        cloud: cloud(),
+        machine: machine(),
         storage_hosts: Hosts::parse(&value(&STORAGE_HOSTS)).or_raise(),
         key_vault_hosts: Hosts::parse(&value(&KEY_VAULT_HOSTS)).or_raise(),
     });
     CURRENT.set(Some((now, settings.clone())));
     settings
+}
+
+fn machine() -> Machine {
+    let authority = value(&AUTHORITY_HOST);
+    Machine {
+        imds: Imds::new(&value(&IMDS_ENDPOINT), &value(&IMDS_API_VERSION)).or_raise(),
+        source: SOURCE.get().source(),
+        authority: (!authority.is_empty()).then(|| authority_host(&authority).or_raise()),
+        environment: environment().clone(),
+        cloud: cloud(),
+    }
+}
+
+fn authority_host(text: &str) -> Result<Authority, Failure> {
+    Authority::parse(text, "managed_identity.authority_host")
+}
+
+/// What PostgreSQL was started with: read once per process, while preloading in the postmaster.
+fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT.get_or_init(|| Environment::read(|name| std::env::var(name).ok()))
 }
 
 pub fn cloud() -> Cloud {
@@ -273,9 +324,15 @@ impl CloudName {
             Self::China | Self::AzureChinaCloud => Cloud::China,
         }
     }
+}
 
-    fn to_ordinal_number(self) -> u64 {
-        self.cloud() as u64
+impl SourceChoice {
+    fn source(self) -> Option<SourceName> {
+        match self {
+            Self::Auto => None,
+            Self::Imds => Some(SourceName::Imds),
+            Self::WorkloadIdentity => Some(SourceName::WorkloadIdentity),
+        }
     }
 }
 
@@ -320,6 +377,17 @@ unsafe extern "C-unwind" fn check_imds_api_version(
 ) -> bool {
     // SAFETY: handed on from PostgreSQL.
     unsafe { check(new, |text| Imds::new("http://169.254.169.254", text).map(|_| ())) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_authority_host(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    let usable = |text: &str| if text.is_empty() { Ok(()) } else { authority_host(text).map(|_| ()) };
+    // SAFETY: handed on from PostgreSQL.
+    unsafe { check(new, usable) }
 }
 
 #[pg_guard]

@@ -14,17 +14,12 @@ use super::error::{OrRaise, error, tell};
 use super::flight::{self, Asked, Refusal};
 use super::identities::{self, KnownIdentity};
 use super::{access_log, cache, clock, servers, settings};
-use crate::http::client::{self, Purpose};
+use crate::http::client;
 use crate::http::failure::{Failure, Kind};
-use crate::http::request::Request;
 use crate::http::retry;
-use crate::identity::imds::Imds;
-use crate::identity::{Resource, Selector};
+use crate::identity::{Resource, Source};
 use crate::token::AccessToken;
 use crate::token::claims::claims;
-
-/// The name of the one source there is, as `cached_tokens.source` shows it.
-const SOURCE: &str = "imds";
 
 /// Copies a session keeps; more than any session needs, few enough to search.
 const COPIES: usize = 16;
@@ -79,7 +74,7 @@ pub fn info(resource: &str, identity: Option<&CStr>) -> Info {
     let identity = identities::own(identity);
     let parse = || Resource::parse(resource, settings::cloud()).or_raise();
     with(&identity, resource, parse, false, |token| Info {
-        source: SOURCE,
+        source: identity.source.name().as_str(),
         expires_at: token.expires_at,
         refresh_at: token.refresh_at,
         claims: claims(token),
@@ -143,20 +138,17 @@ fn acquire(
     if !identity.identity.allows(resource) {
         Err(outside_resources(identity)).or_raise()
     }
-    let settings = settings::current();
-    let selector = &identity.identity.selector;
+    let source = &identity.source;
     let asked = Asked {
-        key: digest(&format!("{}\n{}", settings.imds.identity_key(selector), resource.as_str())),
+        key: digest(&format!("{}\n{}", source.identity_key(), resource.as_str())),
         identity: identity.key,
-        kind: selector.kind(),
-        id: selector.id(),
+        kind: source.kind(),
+        id: source.id(),
         resource: resource.as_str(),
-        source: SOURCE,
+        source: source.name().as_str(),
     };
-    let request = settings.imds.request(selector, resource);
     let options = settings::http_options();
-    let served =
-        flight::token(&asked, force, |left| fetch(request.clone(), selector.clone(), options.clone(), left)).or_raise();
+    let served = flight::token(&asked, force, |left| fetch(source, resource, &options, left)).or_raise();
     if served.not_forced {
         let report =
             ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, "the cached token is returned", "")
@@ -202,18 +194,18 @@ fn say_if_not_shared() {
     }
 }
 
-/// Asks the instance metadata service. Runs inside the runtime: no PostgreSQL here.
+/// Asks the source. Runs inside the runtime: no PostgreSQL here.
 async fn fetch(
-    request: Request,
-    selector: Selector,
-    options: client::Options,
+    source: &Source,
+    resource: &Resource,
+    options: &client::Options,
     left: Duration,
 ) -> Result<AccessToken, Refusal> {
     let plain = |failure| Refusal { failure, wait: None };
-    let answer =
-        client::ask(&options, Purpose::Identity, &request, Imds::is_worth_a_retry, left).await.map_err(plain)?;
+    let request = source.request(resource).map_err(plain)?;
+    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left).await.map_err(plain)?;
     let wait = retry::asked_for(&answer, SystemTime::now());
-    Imds::read(&answer, &selector, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
+    source.read(&answer, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
 }
 
 /// 42501: the server's `resources` do not name it.

@@ -51,7 +51,7 @@ fn vault_for(name: &CStr, operation: &str, object: &str) -> Vault {
     let server = servers::named(name, Wrapper::Vault);
     servers::require_usage(&server);
     let settings = settings::current();
-    let access = VaultAccess::from_options(server.options(), settings.cloud, &settings.key_vault_hosts).or_raise();
+    let access = VaultAccess::from_options(server.options(), settings::cloud(), &settings.key_vault_hosts).or_raise();
     access.check(operation, object).or_raise();
     let identity = identities::borrowed(&server, &access.resource);
     Vault { server: name.into(), access, identity }

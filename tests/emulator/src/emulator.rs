@@ -1,5 +1,6 @@
 //! All services together, as tests start them.
 
+use crate::entra::EntraService;
 use crate::identity::{Identity, IdentityService};
 use crate::issuer::{Issuer, IssuerService};
 use crate::proxy::Proxy;
@@ -102,6 +103,13 @@ impl Emulator {
     /// A proxy before `upstream` (`https://host:port`), trusting this emulator's authority alone.
     pub fn proxy(&self, upstream: &str) -> Result<Proxy, Error> {
         Proxy::start(&self.pki, upstream, 0)
+    }
+
+    /// An authority, with this emulator's tenant in it.
+    pub fn entra(&self) -> Result<EntraService, Error> {
+        let entra = EntraService::start(&self.pki, 0)?;
+        entra.add_tenant(self.issuer.clone());
+        Ok(entra)
     }
 
     /// Every token ever issued, for a search in what must not hold one.

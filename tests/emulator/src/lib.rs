@@ -1,6 +1,6 @@
 //! The endpoint that development and tests run against: a token issuer, the instance metadata service of a
-//! machine, a key vault, and a proxy before a blob service; all on loopback, each with a log and with faults
-//! on demand.
+//! machine, Entra's exchange of federated tokens, a key vault, and a proxy before a blob service; all on
+//! loopback, each with a log and with faults on demand.
 //!
 //! The library is blocking: each service has a thread and a runtime of its own and ends when it is dropped.
 //!
@@ -35,6 +35,7 @@
 
 mod control;
 mod emulator;
+mod entra;
 mod error;
 mod fault;
 mod http;
@@ -48,6 +49,7 @@ mod vault;
 
 pub use control::Control;
 pub use emulator::{Config, Emulator, Ports, TENANT};
+pub use entra::{EXCHANGE, EntraService, OidcIssuer};
 pub use error::Error;
 pub use fault::{Callback, Fault, Faults, Filter, Reply, Rule};
 pub use identity::{Identity, IdentityKind, IdentityService};

@@ -8,8 +8,10 @@ mod common;
 use std::process::Command;
 
 use common::emulator;
-use emulator::{Emulator, Fault, Identity, Reply, Secret};
+use emulator::{Emulator, Fault, Identity, OidcIssuer, Reply, Secret, TENANT};
 use serde_json::{Value, json};
+
+const SUBJECT: &str = "system:serviceaccount:default:postgres";
 
 /// Runs one class of the script's tests; `more` is added to what it is told of the emulator.
 fn run(emulator: &Emulator, class: &str, more: &Value) {
@@ -80,6 +82,37 @@ fn azure_identity_tries_again() {
     faults.next(1, Fault::status(500));
     run(&emulator, "Throttled", &json!({}));
     assert_eq!(emulator.identity().log().count(), 4);
+}
+
+#[test]
+fn azure_identity_exchanges_a_federated_token() {
+    let emulator = emulator();
+    let entra = emulator.entra().unwrap();
+    let cluster = OidcIssuer::new("https://oidc.test/cluster/").unwrap();
+    let keys = Identity::user("keys");
+    entra.trust(TENANT, &keys, &cluster, SUBJECT).unwrap();
+    let files = std::env::temp_dir().join(format!("emulator-federated-{}", std::process::id()));
+    std::fs::create_dir_all(&files).unwrap();
+    let write = |name: &str, claim: &str, value: Value| {
+        let mut claims = cluster.claims(SUBJECT);
+        claims[claim] = value;
+        std::fs::write(files.join(name), cluster.sign(&claims).unwrap()).unwrap();
+    };
+    write("good", "azp", json!("extra"));
+    write("AADSTS700213", "sub", json!("system:serviceaccount:default:other"));
+    write("AADSTS700212", "aud", json!("https://storage.azure.com"));
+    write("AADSTS700211", "iss", json!("https://oidc.test/other/"));
+    write("AADSTS700024", "exp", json!(1));
+    let foreign = OidcIssuer::new(cluster.url()).unwrap().token(SUBJECT).unwrap();
+    let good = std::fs::read_to_string(files.join("good")).unwrap();
+    let parts: Vec<&str> = good.split('.').collect();
+    let others: Vec<&str> = foreign.split('.').collect();
+    std::fs::write(files.join("AADSTS700027"), format!("{}.{}.{}", parts[0], others[1], parts[2])).unwrap();
+    std::fs::write(files.join("AADSTS50027"), "no token").unwrap();
+    run(&emulator, "Federated", &json!({"authority": entra.authority(), "tenant": TENANT, "files": files}));
+    std::fs::remove_dir_all(&files).unwrap();
+    let issued = entra.log().requests().into_iter().filter(|entry| entry.token.is_some());
+    assert_eq!(issued.map(|entry| entry.identity.unwrap()).collect::<Vec<_>>(), ["keys"]);
 }
 
 #[test]

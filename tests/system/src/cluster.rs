@@ -120,6 +120,8 @@ impl Cluster {
 
     fn pg_ctl(&self, arguments: &[&str]) {
         let mut command = as_server("env");
+        // Whatever machine the tests run on: workload identity is what a test gives.
+        command.args(["-u", "AZURE_FEDERATED_TOKEN_FILE", "-u", "AZURE_AUTHORITY_HOST"]);
         for (name, value) in &self.options.environment {
             command.arg(format!("{name}={value}"));
         }
@@ -346,7 +348,7 @@ fn is_root() -> bool {
 }
 
 /// A folder that the server may write to, with a short path: a socket's has 107 bytes at most.
-fn shared_folder() -> TempDir {
+pub(crate) fn shared_folder() -> TempDir {
     let dir = tempfile::Builder::new().prefix("mi-").tempdir_in("/tmp").expect("a folder");
     let open = std::os::unix::fs::PermissionsExt::from_mode(if is_root() { 0o777 } else { 0o700 });
     fs::set_permissions(dir.path(), open).expect("permissions");

@@ -9,12 +9,14 @@
 mod azurite;
 mod cluster;
 mod outcome;
+mod pod;
 pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
 pub use cluster::{Cluster, Options, Session, major, pg_config, programs_of};
 pub use outcome::outcome;
+pub use pod::{Pod, SUBJECT};
 pub use world::{ACCOUNT, World};
 
 /// The value of a variable that `make test` sets.

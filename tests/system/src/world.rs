@@ -40,7 +40,11 @@ impl World {
         let mut config = Config::new(pki);
         config.identities = identities;
         config.secrets = vec![Secret::new("db-password", "hunter2")];
-        let emulator = Emulator::start(config).expect("the emulator");
+        Self::around(Emulator::start(config).expect("the emulator"), options, storage)
+    }
+
+    /// The same around an emulator that is there already.
+    pub(crate) fn around(emulator: Emulator, options: Options, storage: bool) -> Self {
         let azurite = storage.then(|| Azurite::start(emulator.pki(), emulator.issuer()));
         let proxy = azurite.as_ref().map(|azurite| emulator.proxy(azurite.endpoint()).expect("a proxy"));
         let cluster =

@@ -129,3 +129,39 @@ fn the_current_user_counts_as_for_tables() {
     session.run("REVOKE EXECUTE ON FUNCTION managed_identity.access_token FROM etl");
     refused(&mut etl, "42501", token);
 }
+
+#[test]
+fn nobody_drops_a_token_that_he_may_not_use() {
+    let world = World::new();
+    let mut etl = world.role("etl");
+    let mut admin = world.session();
+    admin.run(
+        "CREATE SERVER kv FOREIGN DATA WRAPPER managed_identity OPTIONS (resources 'key-vault');
+         GRANT USAGE ON FOREIGN SERVER kv TO etl; GRANT EXECUTE ON FUNCTION managed_identity.forget_tokens TO etl;
+         SELECT managed_identity.access_token('storage'), managed_identity.access_token('key-vault')",
+    );
+    // "kv" and "machine" are one identity, whose token for storage is not for "kv".
+    assert_eq!(etl.value("SELECT managed_identity.forget_tokens('storage', 'kv')"), "0");
+    assert_eq!(etl.value("SELECT managed_identity.forget_tokens()"), "1");
+    assert_eq!(admin.value("SELECT managed_identity.forget_tokens()"), "1");
+}
+
+#[test]
+fn servers_that_come_and_go_disturb_nobody_who_looks_for_others() {
+    let world = World::new();
+    let mut admin = world.session();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..500 {
+                admin.run("CREATE SERVER gone FOREIGN DATA WRAPPER managed_identity");
+                admin.run("DROP SERVER gone");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        let mut reader = world.session();
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            reader.run("SELECT * FROM managed_identity.cached_tokens");
+        }
+    });
+}

@@ -307,6 +307,13 @@ fn a_proxy_of_the_environment_never_sees_a_token() {
         .run("SET managed_identity.acquire_timeout = '1s'; SELECT managed_identity.access_token('key-vault', 'keys')");
     assert_eq!(world.asked(), 2);
     assert_eq!(proxy.log().counters().accepted, 0);
+    // Over plain http it could read the token of a storage request; nobody listens there, and nobody else is asked.
+    session.run(
+        "CREATE SERVER clear FOREIGN DATA WRAPPER azure_storage OPTIONS (endpoint 'http://127.0.0.1:9/clear');
+         CREATE TABLE t (a int)",
+    );
+    assert_eq!(session.sqlstate("COPY t FROM 'http://127.0.0.1:9/clear/box/a.csv'"), "08001");
+    assert_eq!(proxy.log().counters().accepted, 0);
     // The positive control: the server has these variables, and a service is asked by way of them.
     assert_eq!(session.sqlstate("SELECT azure_key_vault.secret('vault', 'db-password')"), "08001");
     assert_ne!(proxy.log().counters().accepted, 0);

@@ -112,6 +112,11 @@ impl Issuer {
         json!({"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "x5t": kid, "n": n, "e": e}]})
     }
 
+    /// Signs any claims; the token is no access token, and not kept.
+    pub(crate) fn sign_claims(&self, claims: &Value) -> Result<String, Error> {
+        self.sign(self.unsigned(claims, 0, 0))
+    }
+
     fn unsigned(&self, claims: &Value, header_pad: usize, pad: usize) -> String {
         let kid = &self.0.jwk.kid;
         let mut header = json!({"typ": "JWT", "alg": "RS256", "x5t": kid, "kid": kid});

@@ -22,7 +22,9 @@ pub struct Entry {
     pub headers: Vec<(String, String)>,
     /// The token of an `Authorization: Bearer` header.
     pub bearer: Option<String>,
-    /// The identity service alone: which identity it answered for, and for which resource.
+    /// The fields of a posted form, where the service reads one.
+    pub form: Vec<(String, String)>,
+    /// The identity service and Entra alone: which identity it answered for, and for which resource.
     pub identity: Option<String>,
     pub resource: Option<String>,
     /// The token that was put into the answer.
@@ -57,6 +59,11 @@ impl Entry {
     /// The first query parameter of this name, decoded.
     pub fn query(&self, name: &str) -> Option<&str> {
         first(&self.query, name)
+    }
+
+    /// The first field of this name, decoded.
+    pub fn form(&self, name: &str) -> Option<&str> {
+        first(&self.form, name)
     }
 
     /// Hex of the bearer token's SHA-256: two requests used one token if these are equal.

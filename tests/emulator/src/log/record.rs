@@ -36,6 +36,7 @@ impl Record {
                 })
                 .collect(),
             bearer: bearer(request),
+            form: Vec::new(),
             identity: None,
             resource: None,
             token: None,

@@ -14,7 +14,11 @@ from azure.core.exceptions import (
     HttpResponseError,
     ResourceNotFoundError,
 )
-from azure.identity import CredentialUnavailableError, ManagedIdentityCredential
+from azure.identity import (
+    CredentialUnavailableError,
+    ManagedIdentityCredential,
+    WorkloadIdentityCredential,
+)
 from azure.keyvault.secrets import SecretClient
 
 AT = json.loads(os.environ["EMULATOR"])
@@ -88,6 +92,37 @@ class Throttled(unittest.TestCase):
     def test_it_tries_again(self):
         token = ManagedIdentityCredential().get_token(STORAGE)
         self.assertEqual(claims(token)["appid"], AT["system"]["client_id"])
+
+
+class Federated(unittest.TestCase):
+    """azure-identity's workload identity; each file but `good` is named by what Entra says to it."""
+
+    def ask(self, file="good", **changed):
+        config = {
+            "tenant_id": AT["tenant"],
+            "client_id": AT["keys"]["client_id"],
+            "token_file_path": os.path.join(AT["files"], file),
+            "authority": AT["authority"],
+            "connection_verify": AT["ca"],
+            "retry_total": 0,
+        }
+        with WorkloadIdentityCredential(**(config | changed)) as credential:
+            return credential.get_token(STORAGE)
+
+    def test_token(self):
+        found = claims(self.ask())
+        self.assertEqual(found["appid"], AT["keys"]["client_id"])
+        self.assertEqual(found["tid"], AT["tenant"])
+        self.assertEqual(found["aud"], "https://storage.azure.com")
+
+    def test_refusals(self):
+        nobody = "00000000-0000-0000-0000-000000000000"
+        cases = [(name, {"file": name}) for name in os.listdir(AT["files"]) if name != "good"]
+        cases += [("AADSTS90002", {"tenant_id": nobody}), ("AADSTS700016", {"client_id": nobody})]
+        self.assertEqual(len(cases), 8)
+        for number, changed in cases:
+            with self.subTest(number), self.assertRaisesRegex(ClientAuthenticationError, number + ":"):
+                self.ask(**changed)
 
 
 class WrongAudience:

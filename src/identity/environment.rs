@@ -1,0 +1,51 @@
+//! What the environment that PostgreSQL was started with says of identities.
+
+/// The variables that the AKS webhook sets in a pod. Empty is the same as missing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Environment {
+    pub client_id: Option<String>,
+    pub tenant_id: Option<String>,
+    pub token_file: Option<String>,
+    pub authority_host: Option<String>,
+}
+
+impl Environment {
+    /// Reads them by `variable`.
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let given = |name| variable(name).filter(|value| !value.is_empty());
+        Self {
+            client_id: given("AZURE_CLIENT_ID"),
+            tenant_id: given("AZURE_TENANT_ID"),
+            token_file: given("AZURE_FEDERATED_TOKEN_FILE"),
+            authority_host: given("AZURE_AUTHORITY_HOST"),
+        }
+    }
+
+    /// Whether this is a pod with workload identity.
+    pub fn has_workload_identity(&self) -> bool {
+        self.client_id.is_some() && self.tenant_id.is_some() && self.token_file.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(set: &[(&str, &str)]) -> Environment {
+        Environment::read(|name| {
+            set.iter().find(|(variable, _)| *variable == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn workload_identity_needs_three_variables_that_are_not_empty() {
+        let all = [("AZURE_CLIENT_ID", "c"), ("AZURE_TENANT_ID", "t"), ("AZURE_FEDERATED_TOKEN_FILE", "/f")];
+        assert!(with(&all).has_workload_identity());
+        for at in 0..all.len() {
+            let mut some = all;
+            some[at].1 = "";
+            assert!(!with(&some).has_workload_identity(), "{some:?}");
+        }
+        assert_eq!(with(&[("AZURE_AUTHORITY_HOST", "")]), Environment::default());
+    }
+}
