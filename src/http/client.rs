@@ -43,28 +43,32 @@ pub enum Purpose {
 /// plain http (`in_clear`) goes without a proxy: it is accepted for a loopback address only, because there a
 /// token does not leave the machine, and a proxy would read it.
 pub fn build(options: &Options, purpose: Purpose, in_clear: bool) -> Result<Client, Failure> {
-    let mut builder = Client::builder()
-        .redirect(Policy::none())
-        .retry(reqwest::retry::never())
-        .http1_only()
-        .tls_backend_rustls()
-        .connect_timeout(options.connect_timeout)
-        .read_timeout(options.request_timeout)
-        .dns_resolver(resolver::shared())
-        .user_agent(concat!("managed_identity/", env!("CARGO_PKG_VERSION")));
-    if purpose != Purpose::Transfer {
-        // Between two calls nobody drives this runtime: a kept connection would go stale unnoticed.
-        builder = builder.pool_max_idle_per_host(0);
-    }
-    if purpose == Purpose::Identity || in_clear {
-        builder = builder.no_proxy();
-    }
-    if let Some(ca_file) = &options.ca_file {
-        builder = builder.tls_certs_only(ca_file.certificates()?);
-    }
-    builder
-        .build()
-        .map_err(|error| Failure::new(Kind::Local, "could not set up the HTTP client").detail(innermost(&error)))
+    let builder = || {
+        let mut builder = Client::builder()
+            .redirect(Policy::none())
+            .retry(reqwest::retry::never())
+            .http1_only()
+            .tls_backend_rustls()
+            .connect_timeout(options.connect_timeout)
+            .read_timeout(options.request_timeout)
+            .dns_resolver(resolver::shared())
+            .user_agent(concat!("managed_identity/", env!("CARGO_PKG_VERSION")));
+        if purpose != Purpose::Transfer {
+            // Between two calls nobody drives this runtime: a kept connection would go stale unnoticed.
+            builder = builder.pool_max_idle_per_host(0);
+        }
+        if purpose == Purpose::Identity || in_clear {
+            builder = builder.no_proxy();
+        }
+        builder
+    };
+    let built = match &options.ca_file {
+        Some(ca_file) => builder().tls_certs_only(ca_file.certificates()?).build(),
+        // Without any roots on the system it trusts nobody, which who speaks TLS is told; most identity endpoints
+        // do not.
+        None => builder().build().or_else(|_| builder().tls_certs_only([]).build()),
+    };
+    built.map_err(|error| Failure::new(Kind::Local, "could not set up the HTTP client").detail(innermost(&error)))
 }
 
 /// Sends a request and repeats it where that may help: after an answer whose status `is_worth_a_retry`

@@ -14,7 +14,7 @@ pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
-pub use cluster::{Cluster, Options, Session, major, pg_config, programs_of};
+pub use cluster::{Cluster, Options, Session, is_root, major, pg_config, programs_of};
 pub use outcome::outcome;
 pub use pod::{Pod, SUBJECT};
 pub use world::{ACCOUNT, World};
