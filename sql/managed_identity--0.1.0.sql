@@ -1,45 +1,6 @@
 -- What CREATE EXTENSION managed_identity runs at version 0.1.0: written by pgrx-config/release-sql.sh.
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_storage;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_storage."azure_storage_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS managed_identity;
 /* </end connected objects> */
 
@@ -51,6 +12,31 @@ CREATE  FUNCTION managed_identity."authorization_header"(
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."access_token"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL,
+	"force_refresh" bool DEFAULT false
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'access_token_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."forget_tokens"(
+	"resource" TEXT DEFAULT NULL,
+	"identity" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -87,24 +73,53 @@ AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."access_token"(
+CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
+	"alias" TEXT,
 	"resource" TEXT,
-	"identity" name DEFAULT NULL,
-	"force_refresh" bool DEFAULT false
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
+	"description" TEXT
+)
+STRICT STABLE PARALLEL SAFE
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'access_token_wrapper';
+AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."forget_tokens"(
-	"resource" TEXT DEFAULT NULL,
-	"identity" name DEFAULT NULL
-) RETURNS INT
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
+) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
+AS 'MODULE_PATHNAME', 'secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_storage;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_storage."azure_storage_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -127,15 +142,83 @@ CREATE VIEW managed_identity.cached_tokens AS
 COMMENT ON VIEW managed_identity.cached_tokens IS
     'the token cache: rows of the identities that the current user may use, every row for pg_read_all_stats; never a token';
 
+CREATE VIEW managed_identity.resource_aliases AS
+    SELECT alias, resource, description FROM managed_identity.resource_aliases();
+COMMENT ON VIEW managed_identity.resource_aliases IS
+    'short names of resources in the configured cloud, for access_token and option resources';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
-GRANT SELECT ON managed_identity.cached_tokens TO PUBLIC;
+GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases TO PUBLIC;
 
 -- A token or secret in SQL's hands can go anywhere: each role that may hold one is named by GRANT, and
 -- needs USAGE on the server as well.
 REVOKE EXECUTE ON FUNCTION managed_identity.access_token(text, name, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.authorization_header(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.token_info(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.forget_tokens(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+
+-- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the
+-- caller's rights, so it can do what CREATE SERVER, ALTER SERVER and GRANT let him do, and no more.
+CREATE FUNCTION managed_identity.configure(server name, wrapper name, options jsonb, usage_to name[] DEFAULT NULL)
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    result text := 'unchanged';
+    present record;
+    changes text;
+    grantees text;
+BEGIN
+    IF server IS NULL OR wrapper IS NULL THEN
+        RAISE EXCEPTION 'the names of the server and of its wrapper must not be null' USING ERRCODE = '22004';
+    END IF;
+    IF wrapper NOT IN ('managed_identity', 'azure_storage', 'azure_key_vault') THEN
+        RAISE EXCEPTION 'wrapper "%" is none of this extension', wrapper USING ERRCODE = '22023',
+            HINT = 'They are managed_identity, azure_storage and azure_key_vault.';
+    END IF;
+    IF jsonb_typeof(options) <> 'object'
+       OR jsonb_path_exists(options, '$.* ? (@.type() == "object" || @.type() == "array")') THEN
+        RAISE EXCEPTION 'options must be a JSON object whose values are text' USING ERRCODE = '22023';
+    END IF;
+
+    SELECT s.srvoptions, w.fdwname INTO present
+    FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw WHERE s.srvname = server;
+    IF FOUND AND present.fdwname <> wrapper THEN
+        RAISE EXCEPTION 'server "%" exists and is one of wrapper "%"', server, present.fdwname USING ERRCODE = '42710';
+    END IF;
+    IF NOT FOUND THEN
+        EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER %I', server, wrapper);
+        result := 'created';
+    END IF;
+
+    -- An option that is not wanted, or wanted as null, is dropped; the value of none is ever shown.
+    SELECT string_agg(CASE WHEN new.value IS NULL THEN format('DROP %I', old.option_name)
+                           WHEN old.option_name IS NULL THEN format('ADD %I %L', new.key, new.value)
+                           ELSE format('SET %I %L', new.key, new.value) END, ', ' ORDER BY new.value IS NOT NULL)
+    INTO changes
+    FROM pg_options_to_table(present.srvoptions) old
+    FULL JOIN (SELECT * FROM jsonb_each_text(coalesce(options, '{}')) WHERE value IS NOT NULL) new
+        ON new.key = old.option_name
+    WHERE new.value IS DISTINCT FROM old.option_value;
+    IF changes IS NOT NULL THEN
+        EXECUTE format('ALTER SERVER %I OPTIONS (%s)', server, changes);
+        result := CASE result WHEN 'created' THEN result ELSE 'altered' END;
+    END IF;
+
+    -- Rights are only added: whoever else may use the server is for REVOKE to say.
+    SELECT string_agg(format('%I', role), ', ' ORDER BY role) INTO grantees
+    FROM (SELECT DISTINCT role FROM unnest(usage_to) role) wanted
+    WHERE NOT EXISTS (
+        SELECT FROM pg_foreign_server s, aclexplode(coalesce(s.srvacl, acldefault('S', s.srvowner))) acl
+        WHERE s.srvname = server AND acl.privilege_type = 'USAGE'
+          AND acl.grantee = CASE role WHEN 'public' THEN 0 ELSE to_regrole(quote_ident(role))::oid END);
+    IF grantees IS NOT NULL THEN
+        EXECUTE format('GRANT USAGE ON FOREIGN SERVER %I TO %s', server, grantees);
+        result := CASE result WHEN 'created' THEN result ELSE 'altered' END;
+    END IF;
+    RETURN result;
+END $$;
+COMMENT ON FUNCTION managed_identity.configure(name, name, jsonb, name[]) IS
+    'creates or alters a server so that it has exactly these options, and grants USAGE on it; tells created, altered or unchanged';
 /* </end connected objects> */
 
