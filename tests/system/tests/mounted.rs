@@ -42,10 +42,10 @@ fn everything_works_from_a_read_only_folder_where_etc_ssl_is_empty() {
     }
     let image = image();
     let folder = image.path().display();
-    // Neither $system nor $libdir: nothing comes from the server's own folders.
+    // Not $system, and $libdir behind: PL/pgSQL is the server's, everything of ours is the folder's.
     let options = Options { no_certificates: true, ..Options::default() }
         .conf(format!("extension_control_path = '{folder}/share'"))
-        .conf(format!("dynamic_library_path = '{folder}/lib'"));
+        .conf(format!("dynamic_library_path = '{folder}/lib:$libdir'"));
     let world = World::with_storage_and(options);
     let mut session = world.session();
     session.run("CREATE TABLE t AS SELECT 1 AS a");
