@@ -1,10 +1,14 @@
-.PHONY: help demo test install bench lint clean
+.PHONY: help demo test install package test-package bench lint clean
 
 help:
 	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
 	@echo 'make test     the tests, on PostgreSQL 15 and 18'
 	@echo 'make install PG_CONFIG=/path/to/pg_config'
 	@echo '              build for release and install into that server (15 to 18)'
+	@echo 'make package PG_CONFIG=/path/to/pg_config'
+	@echo '              a .deb, a .tar.gz and the folder of an image, in target/dist'
+	@echo 'make test-package'
+	@echo '              build packages twice, compare them, install the .deb into a new system'
 	@echo 'make bench    the benchmarks, as ratios'
 	@echo 'make lint     formatting, shellcheck, clippy, licences, and what may be linked'
 	@echo 'make clean    remove what was built here; what was installed for it stays in its cache (see pgrx-config/env.sh)'
@@ -20,6 +24,14 @@ install: PG_CONFIG ?= pg_config
 install:
 	@pgrx-config/setup.sh install
 	@pgrx-config/install.sh '$(PG_CONFIG)'
+
+package: PG_CONFIG ?= pg_config
+package:
+	@pgrx-config/setup.sh package
+	@pgrx-config/package.sh '$(PG_CONFIG)'
+
+test-package:
+	@pgrx-config/package-test.sh
 
 bench:
 	@pgrx-config/bench.sh

@@ -18,14 +18,8 @@ case $major in
     *) suites="forky sid" ;;
 esac
 
-# The mirror that this machine already uses. Debian's security archive serves no sources.
-# shellcheck disable=SC2016 # apt expands it
-mirror=${MI_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-    grep -E '/debian/?$' | head -n 1 || true)}
-if [ -z "$mirror" ]; then
-    echo "apt names no Debian mirror here; set MI_DEBIAN_MIRROR to one (http://HOST/debian)" >&2
-    exit 1
-fi
+# Debian's security archive serves no sources.
+mirror=$(mi_debian_mirror)
 
 mkdir -p "$MI_CACHE/source"
 work=$(mktemp -d "$MI_CACHE/build-$major.XXXXXX")

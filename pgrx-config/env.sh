@@ -48,6 +48,32 @@ mi_any_pg_config() {
     done
 }
 
+# A server of the distribution's own, headers included. Nothing when there is none.
+mi_debian_pg_config() {
+    local major pg_config
+    for major in 15 18 17 16; do
+        pg_config=$(mi_pg_config "$major")
+        if [ "${pg_config#/usr/lib/}" != "$pg_config" ]; then
+            echo "$pg_config"
+            return
+        fi
+    done
+}
+
+# The Debian mirror that this machine already uses.
+mi_debian_mirror() {
+    local mirror=${MI_DEBIAN_MIRROR:-}
+    # shellcheck disable=SC2016 # apt expands it
+    if [ -z "$mirror" ]; then
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -E '/debian/?$' | head -n 1 || true)
+    fi
+    if [ -z "$mirror" ]; then
+        echo "apt names no Debian mirror here; set MI_DEBIAN_MIRROR to one (http://HOST/debian)" >&2
+        return 1
+    fi
+    echo "$mirror"
+}
+
 # Tells cargo-pgrx, and through it every plain cargo build, that MAJOR's pg_config is PATH.
 mi_use_pg_config() {
     local file=$PGRX_HOME/config.toml line="pg$1 = \"$2\""

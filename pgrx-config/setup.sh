@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh demo|test|bench|lint|install
+# setup.sh demo|test|bench|lint|install|package|test-package
 #
 # Finds out what that goal needs and this machine lacks, prints it, and installs just that.
 set -euo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
-goal=${1:?for which goal: demo, test, bench, lint or install?}
+goal=${1:?for which goal: demo, test, bench, lint, install, package or test-package?}
 pgrx_version=$(sed -n 's/^pgrx = .*"=\([0-9.]*\)".*/\1/p' Cargo.toml)
 deny_version=0.20.2
 requirements=tests/emulator/tests/python/requirements.txt
@@ -51,6 +51,8 @@ case $goal in
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
+    package) ;;
+    test-package) ;;
     *)
         echo "unknown goal: $goal" >&2
         exit 1
@@ -61,8 +63,11 @@ case $goal in
     test) packages+=(python3-venv procps) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
+    package) packages+=(dpkg-dev) ;;
+    test-package) packages+=(dpkg-dev debootstrap) ;;
 esac
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
+if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
 
 # 3. What of that is missing.
 missing_packages() {
