@@ -17,6 +17,7 @@ use super::{access_log, cache, clock, servers, settings};
 use crate::http::client;
 use crate::http::failure::{Failure, Kind};
 use crate::http::retry;
+use crate::identity::cloud::description;
 use crate::identity::{Resource, Source};
 use crate::token::AccessToken;
 use crate::token::claims::claims;
@@ -206,6 +207,11 @@ async fn fetch(
     let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left).await.map_err(plain)?;
     let wait = retry::asked_for(&answer, SystemTime::now());
     source.read(&answer, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
+}
+
+/// The rows of `resource_aliases`: alias, resource in the configured cloud, what it opens.
+pub fn resource_aliases() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    settings::cloud().aliases().into_iter().map(|(alias, resource)| (alias, resource, description(alias)))
 }
 
 /// 42501: the server's `resources` do not name it.

@@ -7,11 +7,10 @@ mod managed_identity {
     use pgrx::datum::TimestampWithTimeZone;
     use pgrx::prelude::*;
 
-    use crate::identity::cloud::description;
     use crate::pg::name::Name;
     use crate::pg::record::Record;
     use crate::pg::text::SqlText;
-    use crate::pg::{clock, options, settings, tokens};
+    use crate::pg::{clock, options, tokens};
 
     /// The token of an identity for a resource.
     #[pg_extern(volatile, parallel_restricted)]
@@ -64,8 +63,7 @@ mod managed_identity {
         'static,
         (name!(alias, &'static str), name!(resource, &'static str), name!(description, &'static str)),
     > {
-        let aliases = settings::cloud().aliases().into_iter();
-        TableIterator::new(aliases.map(|(alias, resource)| (alias, resource, description(alias))))
+        TableIterator::new(tokens::resource_aliases())
     }
 
     /// Drops cached tokens; the next use fetches. Returns how many there were.
