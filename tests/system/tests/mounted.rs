@@ -20,7 +20,8 @@ fn image() -> TempDir {
     fs::copy(Path::new(&pg_config("--pkglibdir")).join(library), lib.join(library)).unwrap();
     for file in fs::read_dir(Path::new(&pg_config("--sharedir")).join("extension")).unwrap() {
         let file = file.unwrap();
-        if file.file_name().to_str().unwrap().starts_with("managed_identity") {
+        // The scripts for psql stand beside, in a folder of this name; CREATE EXTENSION has no need of them.
+        if file.file_name().to_str().unwrap().starts_with("managed_identity") && file.file_type().unwrap().is_file() {
             fs::copy(file.path(), share.join(file.file_name())).unwrap();
         }
     }
