@@ -5,6 +5,7 @@
 //! side may be dropped at any moment, which ends the other.
 
 mod blocks;
+mod commit;
 mod credential;
 pub mod download;
 pub mod format;

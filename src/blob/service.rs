@@ -18,6 +18,7 @@ use reqwest::{Client, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
+use super::commit;
 use super::credential::Bearer;
 use super::refusal::Refusal;
 use crate::http::client::{innermost, unreachable};
@@ -48,14 +49,16 @@ impl HttpService for Service {
         let url = Url::parse(&request.uri().to_string())
             .map_err(|_| stop(Failure::new(Kind::Local, "a request's URL could not be built")))?;
         let token = self.bearer.usable().await;
-        let answer = self.send(&request, &url, &token).await?;
-        if !matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return self.judged(answer);
+        let mut answer = self.send(&request, &url, &token).await?;
+        if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            && let Some(token) = self.bearer.instead_of(&token).await
+        {
+            answer = self.send(&request, &url, &token).await?;
         }
-        match self.bearer.instead_of(&token).await {
-            Some(token) => self.judged(self.send(&request, &url, &token).await?),
-            None => self.judged(answer),
+        if commit::is_refused(&request, &answer) {
+            return self.committed_before(&request, &url, answer).await;
         }
+        self.judged(answer)
     }
 }
 
@@ -78,6 +81,30 @@ impl Service {
         let authority = authority(url);
         let body = http_body_util::BodyExt::map_err(body, move |error| transport(&authority, error));
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+    }
+
+    /// The refusal of a block list, or the answer that an earlier try would have brought.
+    async fn committed_before(
+        &self,
+        request: &HttpRequest,
+        url: &Url,
+        refusal: HttpResponse,
+    ) -> Result<HttpResponse, HttpError> {
+        let (question, url) = commit::question(request, url);
+        let token = self.bearer.usable().await;
+        let blocks = self.send(&question, &url, &token).await?;
+        if !blocks.status().is_success() {
+            // No blob, or no right to look: the refusal stands. A state that passes is asked about again.
+            return self.judged(if blocks.status().is_server_error() { blocks } else { refusal });
+        }
+        let headers = blocks.headers().clone();
+        if !commit::is_done(request, blocks).await {
+            return self.judged(refusal);
+        }
+        let mut answer = HttpResponse::new(Bytes::new().into());
+        *answer.status_mut() = StatusCode::CREATED;
+        *answer.headers_mut() = headers;
+        Ok(answer)
     }
 
     /// Waits for the answer's headers as long as the request moves.

@@ -275,6 +275,8 @@ fn an_upload_that_is_cut_reset_refused_and_throttled_is_whole_and_one_that_canno
     let dump = "COPY (SELECT lpad(a::text, 10, '0'), b FROM t ORDER BY a) TO";
     for (what, fault, times) in [
         ("reset", Fault::Reset, 3),
+        // Done, but nobody hears of it: the next try finds a blob where it expects blocks.
+        ("lost", Fault::Lose, 2),
         ("503", Fault::status(503), 3),
         ("500", Fault::status(500), 2),
         ("429", Reply::new(429).header("retry-after", "1").into(), 1),
@@ -306,5 +308,17 @@ fn an_upload_that_is_cut_reset_refused_and_throttled_is_whole_and_one_that_canno
         faults.clear();
         assert_eq!(world.azurite().text("box/kept.csv"), "old", "{query}");
     }
+    // Another's blob in place of our blocks is not ours, however it came there.
+    let mut other = world.session();
+    other.run("SET azure_storage.blob_block_size_mb = 1");
+    faults.add(Rule::new(Fault::HangBeforeHeaders).when(Filter::query("comp=blocklist")).times(1));
+    let to_theirs = format!("'{}'", world.url("box/theirs.csv"));
+    let (_, said) = beside(session, format!("{dump} {to_theirs}"), || {
+        log.wait_for_held(1, wait::LONG).unwrap();
+        other.run(&format!("COPY (SELECT 'theirs' FROM t, generate_series(1, 5)) TO {to_theirs}"));
+        faults.release();
+    });
+    assert!(said.starts_with("ERROR 55006: another upload to this blob stands in the way"), "{said}");
+    assert!(world.azurite().text("box/theirs.csv").starts_with("theirs"));
     assert_eq!(world.asked(), 1, "none of this was the token's fault");
 }

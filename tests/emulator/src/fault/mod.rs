@@ -31,8 +31,10 @@ pub enum Fault {
     HangBeforeHeaders,
     /// Answers this instead.
     Status(Reply),
-    /// Resets the connection before the answer's first byte.
+    /// Resets the connection before the answer's first byte; nothing was done.
     Reset,
+    /// Does what the request asks for, and resets the connection before the answer's first byte.
+    Lose,
     /// Holds the connection after this many bytes of the answer's body, until [`Faults::release`].
     HangInBody { after: u64 },
     /// Resets the connection when the client's machine has received this many bytes of the body.

@@ -11,6 +11,7 @@ pub(crate) struct Plan {
     pub call: Option<Callback>,
     pub hang: bool,
     pub answer: Option<Instead>,
+    pub lose: bool,
     pub body: Option<BodyFault>,
     pub bytes_per_second: Option<u64>,
 }
@@ -45,6 +46,7 @@ impl Plan {
             Fault::HangBeforeHeaders => !std::mem::replace(&mut self.hang, true),
             Fault::Status(reply) => put(&mut self.answer, Instead::Reply(reply.clone())),
             Fault::Reset => put(&mut self.answer, Instead::Reset),
+            Fault::Lose => !std::mem::replace(&mut self.lose, true),
             Fault::HangInBody { after } => put(&mut self.body, body(after, BodyFaultKind::Hang)),
             Fault::Cut { after } => put(&mut self.body, body(after, BodyFaultKind::Cut)),
             Fault::Truncate { after } => put(&mut self.body, body(after, BodyFaultKind::Truncate)),

@@ -60,11 +60,7 @@ impl<H: Handler> Service<H> {
             self.faults.hold(&record).await;
         }
         let response = match plan.answer.take() {
-            Some(Instead::Reset) => {
-                record.end(Ending::Reset);
-                link.reset();
-                return Err(Ended.into());
-            }
+            Some(Instead::Reset) => return Err(reset(&record, &link)),
             Some(Instead::Reply(reply)) => {
                 // A client that is still sending its body would see a reset instead of the answer.
                 let mut body = request.into_body();
@@ -77,9 +73,18 @@ impl<H: Handler> Service<H> {
             }
         };
         record.note(|entry| entry.status = Some(response.status().as_u16()));
+        if plan.lose {
+            return Err(reset(&record, &link));
+        }
         let faults = self.faults.clone();
         Ok(response.map(|body| Sending::body(body, &plan, record, link, faults)))
     }
+}
+
+fn reset(record: &Record, link: &Link) -> BoxError {
+    record.end(Ending::Reset);
+    link.reset();
+    Ended.into()
 }
 
 /// Runs a test's code where it may block. Should it panic, the client is told, for the test to notice.
