@@ -1,5 +1,7 @@
 //! Which identity is meant: what a `managed_identity` server's options say.
 
+use std::collections::BTreeMap;
+
 use super::authority::Authority;
 use super::federated::{Given, check_tenant_id, check_token_file};
 use super::resource::is_guid;
@@ -148,6 +150,35 @@ impl Identity {
         Ok(identity)
     }
 
+    /// The options but `resources`, in a form that [`Self::from_text`] reads.
+    pub fn to_text(&self) -> String {
+        let selector = match self.selector {
+            Selector::Automatic => "",
+            Selector::ClientId(_) => "client_id",
+            Selector::ObjectId(_) => "object_id",
+            Selector::ResourceId(_) => "resource_id",
+        };
+        let options: BTreeMap<&str, &str> = [
+            (selector, self.selector.id()),
+            ("kind", self.kind.map(Kind::name)),
+            ("source", self.source.map(SourceName::as_str)),
+            ("tenant_id", self.tenant_id.as_deref()),
+            ("token_file", self.token_file.as_deref()),
+            ("authority", self.authority.as_ref().map(Authority::as_str)),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .collect();
+        serde_json::json!(options).to_string()
+    }
+
+    /// Reads what [`Self::to_text`] has written. 22023 for anything else.
+    pub fn from_text(text: &str, cloud: Cloud) -> Result<Self, Failure> {
+        let options: BTreeMap<String, String> =
+            serde_json::from_str(text).map_err(|_| Failure::new(InvalidValue, "the identity cannot be read"))?;
+        Self::from_options(options.iter().map(|(name, value)| (name.as_str(), value.as_str())), cloud)
+    }
+
     /// Whether its options speak of a federated token.
     pub fn is_federated(&self) -> bool {
         self.tenant_id.is_some() || self.token_file.is_some() || self.authority.is_some()
@@ -173,6 +204,25 @@ mod tests {
         assert_eq!(two.expect_err("two selectors").kind, InvalidValue);
         Identity::from_options([("resource_id", "/subscriptions/../x")], Cloud::Public).expect_err("no resource id");
         Identity::from_options([("client_id", "")], Cloud::Public).expect_err("an empty id is never sent");
+    }
+
+    #[test]
+    fn the_text_of_an_identity_is_the_identity() {
+        let resource_id =
+            "/subscriptions/s/resourcegroups/g/providers/microsoft.managedidentity/userassignedidentities/u";
+        let cases: [&[(&str, &str)]; 5] = [
+            &[],
+            &[("client_id", GUID), ("kind", "user-assigned")],
+            &[("object_id", GUID), ("source", "imds")],
+            &[("resource_id", resource_id)],
+            &[("tenant_id", "t"), ("token_file", "/a=b\n\"c\""), ("authority", "https://a.test:8443")],
+        ];
+        for options in cases {
+            let identity = Identity::from_options(options.iter().copied(), Cloud::Public).expect("an identity");
+            assert!(!identity.to_text().is_empty());
+            assert_eq!(Identity::from_text(&identity.to_text(), Cloud::Public), Ok(identity), "{options:?}");
+        }
+        Identity::from_text("", Cloud::Public).expect_err("nothing");
     }
 
     #[test]

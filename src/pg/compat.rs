@@ -16,11 +16,20 @@ pub fn has_usage(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     result == pg_sys::AclResult::ACLCHECK_OK
 }
 
-/// What `PostmasterIsAlive()` calls; pgrx binds neither.
-mod pmsignal {
+/// Functions of core as they are: not bound by pgrx, or bound as what cannot be a signal handler.
+mod server {
+    #![allow(non_snake_case)]
+
+    use std::ffi::c_int;
+
     unsafe extern "C" {
-        #[allow(non_snake_case)]
+        /// What `PostmasterIsAlive()` calls.
         pub fn PostmasterIsAliveInternal() -> bool;
+    }
+
+    unsafe extern "C-unwind" {
+        pub fn die(signal: c_int);
+        pub fn SignalHandlerForConfigReload(signal: c_int);
     }
 }
 
@@ -28,7 +37,33 @@ mod pmsignal {
 pub fn postmaster_is_alive() -> bool {
     // SAFETY: a plain global; then reads a pipe that every child of a postmaster has. In single-user mode
     // there is none.
-    unsafe { !pg_sys::IsUnderPostmaster || pmsignal::PostmasterIsAliveInternal() }
+    unsafe { !pg_sys::IsUnderPostmaster || server::PostmasterIsAliveInternal() }
+}
+
+/// A worker without a database ends on SIGTERM as a backend does, at its next look at its interrupts, and
+/// reads the configuration again on SIGHUP.
+pub fn handle_worker_signals() {
+    #[cfg(not(feature = "pg18"))]
+    use pg_sys::pqsignal;
+    #[cfg(feature = "pg18")]
+    use pg_sys::pqsignal_be as pqsignal;
+    // SAFETY: core's own handlers; the signals are blocked until the last call.
+    unsafe {
+        pqsignal(pg_sys::SIGTERM as c_int, Some(server::die));
+        pqsignal(pg_sys::SIGHUP as c_int, Some(server::SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Reads the configuration files again if SIGHUP asked for it.
+pub fn reload_if_asked() {
+    // SAFETY: a plain sig_atomic_t, reset before the work as core does.
+    unsafe {
+        if std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
 }
 
 // COPY.

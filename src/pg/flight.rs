@@ -7,20 +7,20 @@
 //! its attempt's number no longer fits when it comes back. The endpoint fails: all who waited get that
 //! answer at once, and for a while nobody asks again.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::time::Duration;
 
 use pgrx::prelude::*;
 
-use super::cache::{self, Locked, Slot};
-use super::{clock, interrupts, settings};
+use super::cache::{self, Locked, Slot, Wanted};
+use super::{clock, interrupts, settings, worker};
 use crate::http::failure::{Failure, Kind};
 use crate::token::{AccessToken, expiry};
 
 /// How long nobody asks after a failure of the network or the endpoint, unless it names a time.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long a token that is still valid is not renewed after a renewal failed.
+/// How long a session does not renew a token that is still valid after a renewal failed.
 const REFRESH_PAUSE: i64 = 30_000;
 /// How long a caller tries to renew a token that it could as well use.
 const RENEWAL: Duration = Duration::from_secs(2);
@@ -35,6 +35,8 @@ pub struct Asked<'a> {
     pub id: Option<&'a str>,
     pub resource: &'a str,
     pub source: &'a str,
+    /// The identity's options, for the worker.
+    pub options: &'a str,
 }
 
 /// Why the endpoint gave no token, and how long it wants to be left alone.
@@ -77,8 +79,8 @@ enum Next {
 }
 
 thread_local! {
-    /// The slot this session fetches for, and the attempt.
-    static LEADING: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
+    /// The slots this process fetches for, and the attempts: one in a session, any number in the worker.
+    static LEADING: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
     /// The slot this session waits for.
     static WAITING: Cell<Option<usize>> = const { Cell::new(None) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
@@ -147,31 +149,34 @@ impl Call {
         }
         let Some(at) = found.or_else(|| {
             let at = slots.claim(now, monotonic)?;
-            describe(&mut slots[at], asked);
+            describe(&mut slots[at].wanted, asked);
             Some(at)
         }) else {
             return Next::Act(Step::Alone);
         };
-        let slot = &mut slots[at];
-        let busy = slot.owner != 0 && slot.lease_until > monotonic;
-        let usable = slot.has_token() && now < slot.usable_until;
-        let served = |slot: &Slot, not_forced| {
+        cache::use_at(at, now);
+        let served = |not_forced| {
             let place = Some((at, cache::generation(at)));
-            slot.copy_token().map(|token| Served { token, usable_until: slot.usable_until, place, not_forced })
+            let usable_until = slots[at].usable_until;
+            slots.copy_token(at).map(|token| Served { token, usable_until, place, not_forced })
         };
+        let renewed_elsewhere = worker::renews(slots, at);
+        let slot = &slots[at];
+        let busy = slot.is_busy(monotonic);
+        let usable = slot.has_token() && now < slot.usable_until;
         if usable && self.is_fresh_enough(slot, monotonic) {
-            let due = now >= slot.refresh_at && !busy && slot.no_refresh_before <= monotonic && !restricted();
-            if let Some(served) = served(slot, self.force && slot.began_at < self.came) {
-                if !due || self.force {
-                    cache::count_hit(at);
+            let due = now >= slot.refresh_at && !busy && slot.no_refresh_before <= monotonic;
+            if let Some(served) = served(self.force && slot.began_at < self.came) {
+                if !due || self.force || renewed_elsewhere || restricted() {
+                    cache::count_hit(at, now);
                     return Next::Act(Step::Serve(served));
                 }
-                return Next::Act(Step::Lead { at, attempt: take(slot, monotonic), old: Some(served) });
+                return Next::Act(Step::Lead { at, attempt: take(&mut slots[at], monotonic), old: Some(served) });
             }
         }
         let answered = self.waited_for == Some(slot.last_failure.attempt) || slot.no_retry_before > monotonic;
         if answered && let Some(failure) = slot.last_failure.get() {
-            return Next::Act(match served(slot, true) {
+            return Next::Act(match served(true) {
                 Some(old) if usable => Step::Serve(old),
                 _ => Step::Fail(failure),
             });
@@ -185,6 +190,7 @@ impl Call {
         if slot.oversize {
             return Next::Act(Step::Alone);
         }
+        let slot = &mut slots[at];
         if self.force {
             slot.no_force_before = monotonic + FORCE_PAUSE;
         }
@@ -203,18 +209,18 @@ fn restricted() -> bool {
     unsafe { pg_sys::InSecurityRestrictedOperation() }
 }
 
-fn describe(slot: &mut Slot, asked: &Asked) {
-    slot.taken = true;
-    slot.key = asked.key;
-    slot.identity = asked.identity;
-    slot.kind.set(asked.kind);
-    slot.id.set(asked.id.unwrap_or_default());
-    slot.resource.set(asked.resource);
-    slot.source.set(asked.source);
+fn describe(wanted: &mut Wanted, asked: &Asked) {
+    wanted.key = asked.key;
+    wanted.identity = asked.identity;
+    wanted.kind.set(asked.kind);
+    wanted.id.set(asked.id.unwrap_or_default());
+    wanted.resource.set(asked.resource);
+    wanted.source.set(asked.source);
+    wanted.set_options(asked.options);
 }
 
-/// Makes this session the slot's leader. The lease outlasts the leader's own time limit.
-fn take(slot: &mut Slot, monotonic: i64) -> u64 {
+/// Makes this process the slot's leader. The lease outlasts the leader's own time limit.
+pub fn take(slot: &mut Slot, monotonic: i64) -> u64 {
     // SAFETY: a plain global.
     slot.owner = unsafe { pg_sys::MyProcPid };
     slot.attempt += 1;
@@ -255,9 +261,9 @@ impl Drop for WaitingGuard {
     }
 }
 
-/// Gives the slot up without an answer, unless it was answered or taken over.
-fn give_up() {
-    let Some((at, attempt)) = LEADING.take() else { return };
+/// Gives a slot up: without an answer, unless it was answered or taken over.
+fn give_up(at: usize, attempt: u64) {
+    LEADING.with_borrow_mut(|leading| leading.retain(|led| *led != (at, attempt)));
     // SAFETY: a plain global.
     let me = unsafe { pg_sys::MyProcPid };
     {
@@ -275,18 +281,39 @@ fn give_up() {
     unsafe { pg_sys::ConditionVariableBroadcast(cache::condition(at)) };
 }
 
-struct LeadingGuard;
+/// This process's lead of a slot; dropped, it gives the slot up.
+pub struct Lead {
+    pub at: usize,
+    pub attempt: u64,
+}
 
-impl Drop for LeadingGuard {
+impl Lead {
+    /// Of an attempt that [`take`] has begun.
+    pub fn new(at: usize, attempt: u64) -> Self {
+        register();
+        LEADING.with_borrow_mut(|leading| leading.push((at, attempt)));
+        Self { at, attempt }
+    }
+
+    /// Whether the slot is still this lead's: it may have been forgotten meanwhile, and be another key's now.
+    pub fn is_current(&self, slot: &Slot) -> bool {
+        // SAFETY: a plain global.
+        slot.owner == unsafe { pg_sys::MyProcPid } && slot.attempt == self.attempt
+    }
+}
+
+impl Drop for Lead {
     fn drop(&mut self) {
-        give_up();
+        give_up(self.at, self.attempt);
     }
 }
 
 /// FATAL and proc_exit leave without unwinding.
 #[pg_guard]
 unsafe extern "C-unwind" fn on_exit(_code: i32, _arg: pg_sys::Datum) {
-    give_up();
+    for (at, attempt) in LEADING.take() {
+        give_up(at, attempt);
+    }
     leave();
 }
 
@@ -303,20 +330,19 @@ fn lead(
     old: Option<Served>,
     fetch: impl Future<Output = Option<Result<AccessToken, Refusal>>>,
 ) -> Result<Served, Failure> {
-    LEADING.set(Some((at, attempt)));
-    let guard = LeadingGuard;
+    let guard = Lead::new(at, attempt);
     let answer = match interrupts::wait(fetch) {
         // The caller's own limit says nothing about the endpoint: nobody else is told. But a renewal
         // that took too long is not for the next caller to try at once.
         None => {
             let mut slots = cache::lock();
             let slot = &mut slots[at];
-            if is_mine(slot, attempt) {
+            if guard.is_current(slot) {
                 slot.no_refresh_before = clock::monotonic() + REFRESH_PAUSE;
             }
             Err(too_late())
         }
-        Some(outcome) => publish(at, attempt, outcome),
+        Some(outcome) => publish(&guard, outcome, REFRESH_PAUSE),
     };
     drop(guard);
     match (answer, old) {
@@ -338,28 +364,25 @@ fn unkept(token: AccessToken) -> Served {
     Served { token, usable_until, place: None, not_forced: false }
 }
 
-async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
+/// `None` when the time has passed.
+pub async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
     tokio::time::timeout(timeout, future).await.ok()
 }
 
-fn too_late() -> Failure {
+pub fn too_late() -> Failure {
     let limit = settings::acquire_timeout().as_millis();
     Failure::new(Kind::Unreachable, "timed out waiting for an access token")
         .detail(format!("There was none within {limit} ms."))
         .hint("The wait is bounded by managed_identity.acquire_timeout.")
 }
 
-/// Whether the slot is still this session's: it may have been forgotten meanwhile, and be another key's now.
-fn is_mine(slot: &Slot, attempt: u64) -> bool {
-    // SAFETY: a plain global.
-    slot.owner == unsafe { pg_sys::MyProcPid } && slot.attempt == attempt
-}
-
-/// Writes the outcome into the slot, if the attempt is still the slot's.
-fn publish(at: usize, attempt: u64, outcome: Result<AccessToken, Refusal>) -> Result<Served, Failure> {
+/// Writes the outcome into the slot, if the attempt is still the slot's. After a failure a token that is
+/// still valid is not renewed for `pause` milliseconds.
+pub fn publish(lead: &Lead, outcome: Result<AccessToken, Refusal>, pause: i64) -> Result<Served, Failure> {
+    let at = lead.at;
     let (now, monotonic) = (clock::now(), clock::monotonic());
     let mut slots = cache::lock();
-    let mine = is_mine(&slots[at], attempt);
+    let mine = lead.is_current(&slots[at]);
     match outcome {
         Ok(token) if mine => {
             let margin = expiry::margin(token.expires_at - now).as_secs() as i64;
@@ -372,21 +395,28 @@ fn publish(at: usize, attempt: u64, outcome: Result<AccessToken, Refusal>) -> Re
             slot.usable_until = token.expires_at - margin;
             slot.no_retry_before = 0;
             slot.no_refresh_before = 0;
-            slot.oversize = !slot.store_token(&token);
-            if slot.oversize {
+            slot.failures_in_a_row = 0;
+            let usable_until = slot.usable_until;
+            let kept = slots.store_token(at, &token);
+            slots[at].oversize = !kept;
+            drop(slots);
+            if !kept {
                 return Ok(unkept(token));
             }
-            Ok(Served { token, usable_until: slot.usable_until, place: Some((at, generation)), not_forced: false })
+            worker::wake();
+            Ok(Served { token, usable_until, place: Some((at, generation)), not_forced: false })
         }
         Ok(token) => Ok(unkept(token)),
         Err(Refusal { failure, wait }) => {
             if mine {
                 let slot = &mut slots[at];
                 slot.failures += 1;
-                slot.last_failure.set(&failure, attempt, now);
-                slot.no_refresh_before = monotonic + REFRESH_PAUSE;
+                slot.failures_in_a_row += 1;
+                slot.last_failure.set(&failure, lead.attempt, now);
+                let asked_for = wait.map_or(0, |wait| wait.as_millis() as i64);
+                slot.no_refresh_before = monotonic + pause.max(asked_for);
                 if failure.kind.is_transient() {
-                    slot.no_retry_before = monotonic + wait.unwrap_or(PAUSE).max(PAUSE).as_millis() as i64;
+                    slot.no_retry_before = monotonic + asked_for.max(PAUSE.as_millis() as i64);
                 }
             }
             Err(failure)

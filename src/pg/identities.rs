@@ -28,6 +28,8 @@ pub struct KnownIdentity {
     pub identity: Identity,
     /// What its options come to on this machine.
     pub source: Source,
+    /// The identity as the cache's worker reads it.
+    pub text: String,
     /// Hash of everything that distinguishes this identity from others; equal identities share it.
     pub key: [u8; 32],
 }
@@ -38,7 +40,8 @@ impl KnownIdentity {
         let identity = Identity::from_options(server.kind_and_options(), settings.machine.cloud)?;
         let source = settings.machine.source_of(&identity)?;
         let key = tokens::digest(&source.identity_key());
-        Ok(Self { oid: server.oid, name: server.name.clone(), identity, source, key })
+        let text = identity.to_text();
+        Ok(Self { oid: server.oid, name: server.name.clone(), identity, source, text, key })
     }
 }
 

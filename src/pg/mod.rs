@@ -21,6 +21,7 @@ pub mod storage;
 pub mod text;
 pub mod tokens;
 pub mod vault;
+pub mod worker;
 
 /// What `_PG_init` does.
 pub fn init() {
@@ -28,6 +29,7 @@ pub fn init() {
     // SAFETY: a plain global, set before any library is loaded.
     if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
         cache::init();
+        worker::init();
     }
     copy::init();
 }

@@ -71,6 +71,7 @@ static TLS_CA_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>:
 static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(2_000);
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static ACQUIRE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(15_000);
+static REFRESH_AHEAD: GucSetting<bool> = GucSetting::<bool>::new(true);
 static CACHE_ENTRIES: GucSetting<i32> = GucSetting::<i32>::new(256);
 static LOG_ACCESS: GucSetting<LogAccess> = GucSetting::<LogAccess>::new(LogAccess::Secrets);
 static BLOB_BLOCK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(8);
@@ -189,6 +190,14 @@ pub fn init() {
         GucContext::Suset,
         none,
     );
+    GucRegistry::define_bool_guc(
+        c"managed_identity.refresh_ahead",
+        c"Whether a background worker fetches tokens anew before they end.",
+        c"Otherwise the session that needs one does.",
+        &REFRESH_AHEAD,
+        GucContext::Sighup,
+        none,
+    );
     let time = |name, short, setting, least, most, context| {
         GucRegistry::define_int_guc(name, short, c"", setting, least, most, context, GucFlags::UNIT_MS);
     };
@@ -214,7 +223,7 @@ pub fn init() {
         GucRegistry::define_int_guc(
             c"managed_identity.cache_entries",
             c"How many tokens the shared cache has room for.",
-            c"Each takes 16 kB and a little of shared memory.",
+            c"Each takes about 8 kB of shared memory.",
             &CACHE_ENTRIES,
             8,
             8_192,
@@ -284,14 +293,20 @@ pub fn log_access() -> LogAccess {
     LOG_ACCESS.get()
 }
 
-/// How HTTP clients are made now. Raises when the CA file cannot be read.
-pub fn http_options() -> client::Options {
+/// How HTTP clients are made now. Fails when the CA file cannot be read.
+pub fn http_options() -> Result<client::Options, Failure> {
     let ca_file = value(&TLS_CA_FILE);
-    client::Options {
+    let ca_file = (!ca_file.is_empty()).then(|| CaFile::look(Path::new(&ca_file))).transpose()?;
+    Ok(client::Options {
         connect_timeout: milliseconds(CONNECT_TIMEOUT.get()),
         request_timeout: milliseconds(REQUEST_TIMEOUT.get()),
-        ca_file: (!ca_file.is_empty()).then(|| CaFile::look(Path::new(&ca_file)).or_raise()),
-    }
+        ca_file,
+    })
+}
+
+/// Whether the worker renews tokens before they end.
+pub fn refresh_ahead() -> bool {
+    REFRESH_AHEAD.get()
 }
 
 pub fn acquire_timeout() -> Duration {

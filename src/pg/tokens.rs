@@ -50,6 +50,11 @@ pub fn digest(text: &str) -> [u8; 32] {
     key
 }
 
+/// The key of a token in the cache: all that shapes its request.
+pub fn cache_key(source: &Source, resource: &Resource) -> [u8; 32] {
+    digest(&format!("{}\n{}", source.identity_key(), resource.as_str()))
+}
+
 /// Gives the token for a resource, as a user writes it, to `use_it`. The identity is the named one or
 /// the default; the current user's USAGE is checked on every call. `use_it` must not raise.
 pub fn with_own<R>(resource: &str, identity: Option<&CStr>, force: bool, use_it: impl FnOnce(&AccessToken) -> R) -> R {
@@ -116,7 +121,7 @@ fn with<R>(
         let mut use_it = Some(use_it);
         let warm = MY_COPIES.with_borrow(|copies| {
             let copy = copies.iter().find(|copy| good(copy))?;
-            cache::count_hit(copy.slot);
+            cache::count_hit(copy.slot, now);
             use_it.take().map(|use_it| use_it(&copy.token))
         });
         return match (warm, use_it) {
@@ -141,14 +146,15 @@ fn acquire(
     }
     let source = &identity.source;
     let asked = Asked {
-        key: digest(&format!("{}\n{}", source.identity_key(), resource.as_str())),
+        key: cache_key(source, resource),
         identity: identity.key,
         kind: source.kind(),
         id: source.id(),
         resource: resource.as_str(),
         source: source.name().as_str(),
+        options: &identity.text,
     };
-    let options = settings::http_options();
+    let options = settings::http_options().or_raise();
     let served = flight::token(&asked, force, |left| fetch(source, resource, &options, left)).or_raise();
     if served.not_forced {
         let report =
@@ -196,7 +202,7 @@ fn say_if_not_shared() {
 }
 
 /// Asks the source. Runs inside the runtime: no PostgreSQL here.
-async fn fetch(
+pub async fn fetch(
     source: &Source,
     resource: &Resource,
     options: &client::Options,
@@ -236,10 +242,10 @@ pub fn forget(resource: Option<&str>, identity: Option<&CStr>) -> i32 {
     flight::forget(|slot| {
         // Equal identities share a token: a server with `resources` is no right to drop another's.
         let usable = |known: &Rc<KnownIdentity>| {
-            known.key == slot.identity && known.identity.allows(&Resource::stored(slot.resource.get()))
+            known.key == slot.wanted.identity && known.identity.allows(&Resource::stored(slot.wanted.resource.get()))
         };
         let of_identity = known.as_ref().is_none_or(|known| known.iter().any(usable));
-        of_identity && resource.as_ref().is_none_or(|resource| slot.resource.get() == resource.as_str())
+        of_identity && resource.as_ref().is_none_or(|resource| slot.wanted.resource.get() == resource.as_str())
     })
 }
 
@@ -272,12 +278,12 @@ pub fn rows() -> Vec<Row> {
     let (now, monotonic) = (clock::now(), clock::monotonic());
     let slots = cache::lock();
     let rows = slots.iter().enumerate().filter(|(_, slot)| slot.taken).filter_map(|(at, slot)| {
-        let server = known.iter().find(|known| known.key == slot.identity);
+        let server = known.iter().find(|known| known.key == slot.wanted.identity);
         if server.is_none() && !all {
             return None;
         }
         let failure = slot.last_failure.get();
-        let busy = slot.owner != 0 && slot.lease_until > monotonic;
+        let busy = slot.is_busy(monotonic);
         let state = match (slot.has_token() && now < slot.usable_until, busy) {
             (true, _) => "ready",
             (false, true) => "fetching",
@@ -285,13 +291,13 @@ pub fn rows() -> Vec<Row> {
             (false, false) if failure.is_some() => "failed",
             (false, false) => "empty",
         };
-        let id = slot.id.get();
+        let id = slot.wanted.id.get();
         Some(Row {
             identity: server.map(|server| server.name.clone()),
-            kind: slot.kind.get().into(),
+            kind: slot.wanted.kind.get().into(),
             id: (!id.is_empty()).then(|| id.into()),
-            resource: slot.resource.get().into(),
-            source: slot.source.get().into(),
+            resource: slot.wanted.resource.get().into(),
+            source: slot.wanted.source.get().into(),
             state,
             expires_at: slot.expires_at,
             refresh_at: slot.refresh_at,

@@ -22,7 +22,7 @@ const ALL_TRIES: Duration = Duration::from_secs(60);
 pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
     let vault = vault_for(vault, "secrets", name);
     let mut request = secret::request(&vault.access, name, version).or_raise();
-    let options = settings::http_options();
+    let options = settings::http_options().or_raise();
     let token = vault.token();
     vault.access.destination.attach(&request.url, &mut request.headers, token.bearer().or_raise()).or_raise();
     let answer =

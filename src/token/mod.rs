@@ -1,7 +1,8 @@
-//! An access token: how it is held, when it ends, when a new one is due.
+//! An access token: how it is held and kept, when it ends, when a new one is due.
 
 mod access_token;
 pub mod claims;
 pub mod expiry;
+pub mod pool;
 
 pub use access_token::AccessToken;

@@ -81,7 +81,7 @@ impl Statement {
         Target {
             destination: self.storage.destination.clone(),
             blob: self.storage.blob.clone(),
-            http: settings::http_options(),
+            http: settings::http_options().or_raise(),
         }
     }
 }

@@ -33,6 +33,11 @@ impl Options {
         self
     }
 
+    /// Sessions renew tokens themselves, as without the background worker.
+    pub fn no_renewal_ahead(self) -> Self {
+        self.conf("managed_identity.refresh_ahead = off")
+    }
+
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
         self

@@ -33,12 +33,13 @@ fn strike(world: &World, name: &str, fault: impl Into<Fault>) {
 }
 
 #[test]
-fn a_large_token_is_served_whole_and_one_too_large_is_refused() {
-    let world = World::new();
+fn a_token_of_any_length_is_served_whole_and_kept_where_there_is_room() {
+    // Room for two of the longest tokens, and for small ones beside them.
+    let world = world(&["managed_identity.cache_entries = 8"]);
     let (mut one, mut two) = (world.session(), world.session());
     let cached = "SELECT count(*) FROM managed_identity.cached_tokens WHERE state = 'ready'";
-    // Bytes, requests of three calls, entries.
-    for (size, requests, entries) in [(16_384, 1, 1), (16_385, 3, 0), (20_000, 3, 0), (65_536, 3, 0)] {
+    let token = |resource: &str| format!("SELECT managed_identity.access_token('{resource}')");
+    for size in [16_384, 20_000, 65_536] {
         world.emulator.identity().set_token_size(Some(size));
         one.run("SELECT managed_identity.forget_tokens()");
         world.emulator.identity().log().clear();
@@ -51,16 +52,30 @@ fn a_large_token_is_served_whole_and_one_too_large_is_refused() {
             one.value("SELECT length(managed_identity.authorization_header('storage'))"),
             (size + 7).to_string()
         );
-        assert_eq!(world.asked(), requests, "{size}");
-        assert_eq!(two.value(cached), entries.to_string(), "{size}");
+        assert_eq!((world.asked(), two.value(cached).as_str()), (1, "1"), "{size}");
     }
+    // The second has room, the third has none: it is served all the same, to everybody anew.
+    for (resource, requests, entries) in [("sql", 1, "2"), ("graph", 2, "2")] {
+        world.emulator.identity().log().clear();
+        for session in [&mut one, &mut two] {
+            assert_eq!(session.value(&token(resource)).len(), 65_536, "{resource}");
+        }
+        assert_eq!((world.asked(), two.value(cached).as_str()), (requests, entries), "{resource}");
+    }
+    // What is forgotten gives its room back.
+    assert_eq!(one.value("SELECT managed_identity.forget_tokens('sql')"), "1");
+    world.emulator.identity().log().clear();
+    for session in [&mut one, &mut two] {
+        session.run(&token("graph"));
+    }
+    assert_eq!((world.asked(), two.value(cached).as_str()), (1, "2"));
     world.emulator.identity().set_token_size(Some(65_537));
     for session in [&mut one, &mut two] {
-        assert_eq!(session.sqlstate(TOKEN), "54000");
+        assert_eq!(session.sqlstate(&token("management")), "54000");
     }
     world.emulator.identity().set_token_size(None);
-    one.run(TOKEN);
-    assert_eq!(two.value(cached), "1");
+    one.run(&token("management"));
+    assert_eq!(two.value(cached), "3");
 }
 
 #[test]
@@ -119,7 +134,7 @@ fn in_shared_memory(cluster: &Cluster, texts: &[&str]) -> Vec<bool> {
 
 #[test]
 fn a_token_that_is_dropped_is_wiped() {
-    let world = world(&["shared_buffers = '1MB'"]);
+    let world = world(&["shared_buffers = '1MB'", "managed_identity.cache_entries = 8"]);
     let probe = File::open(format!("/proc/{}/mem", world.cluster.postmaster()));
     if probe.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
         eprintln!("left out: a_token_that_is_dropped_is_wiped (only root may read a server's memory)");
@@ -142,13 +157,14 @@ fn a_token_that_is_dropped_is_wiped() {
     let next = session.value(TOKEN);
     let pieces = [&next[next.len() - 60..], &short[short.len() - 60..]];
     assert_eq!(in_shared_memory(&world.cluster, &pieces), [true, false]);
-    // What is too long to be kept is never there.
-    world.emulator.identity().set_token_size(Some(20_000));
-    let large = session.value("SELECT managed_identity.access_token('graph')");
-    assert_eq!(
-        in_shared_memory(&world.cluster, &[&large[..60], &large[large.len() - 60..], &kept[..60]])[1..],
-        [false, true]
-    );
+    // What has no room is never there. In two pieces no shorter than a chunk, one lies within one.
+    world.emulator.identity().set_token_size(Some(65_536));
+    for (resource, kept) in [("graph", true), ("management", true), ("service-bus", false)] {
+        let large = session.value(&format!("SELECT managed_identity.access_token('{resource}')"));
+        let (tail, before) = (&large[large.len() - 60..], &large[large.len() - 160..large.len() - 100]);
+        let found = in_shared_memory(&world.cluster, &[tail, before]);
+        assert_eq!(found.contains(&true), kept, "{resource}");
+    }
 }
 
 #[test]

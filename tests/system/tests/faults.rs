@@ -10,7 +10,7 @@ use std::thread;
 use emulator::{Ending, Entry, Fault, Filter, Refuses, Reply, Rule};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use server_tests::{ACCOUNT, Session, World, outcome, wait};
+use server_tests::{ACCOUNT, Options, Session, World, outcome, wait};
 
 const MIB: usize = 1 << 20;
 const SUM: &str = "SELECT count(*), sum(hashtextextended(t::text, 0)::numeric) FROM t";
@@ -23,7 +23,7 @@ fn lines(mib: usize) -> Vec<u8> {
 
 /// A world with table `t`, blob `box/big.csv` of so many MiB, and what `SUM` says once it is loaded.
 fn world_with(mib: usize) -> (World, Session, String) {
-    let world = World::with_storage();
+    let world = World::with_storage_and(Options::default().no_renewal_ahead());
     let mut session = world.session();
     session.run("CREATE TABLE t (a bigint, b text)");
     let data = lines(mib);

@@ -128,7 +128,7 @@ fn forgotten_tokens_are_counted_and_only_those_the_caller_may_use() {
 
 #[test]
 fn a_token_that_is_due_is_renewed_by_one_while_all_others_are_served() {
-    let world = World::new();
+    let world = World::with(Options::default().no_renewal_ahead(), vec![Identity::system()]);
     let identity = world.emulator.identity();
     let (mut one, mut two) = (world.session(), world.session());
     // Due a second later at most, and good for an hour.
@@ -157,7 +157,7 @@ fn a_token_that_is_due_is_renewed_by_one_while_all_others_are_served() {
 
 #[test]
 fn a_valid_token_is_served_while_the_endpoint_is_down() {
-    let world = World::new();
+    let world = World::with(Options::default().no_renewal_ahead(), vec![Identity::system()]);
     let identity = world.emulator.identity();
     let (mut one, mut two) = (world.session(), world.session());
     identity.set_refresh_in(Some(1));

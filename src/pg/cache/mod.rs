@@ -2,154 +2,23 @@
 //! library was not preloaded.
 //!
 //! One lock for all slots; its order is: nothing is locked before it and nothing while it is held. While
-//! it is held nothing may fail, allocate from PostgreSQL or wait. Beside each slot stand two counters
-//! that are read and counted without the lock, so that a warm token costs no lock at all.
+//! it is held nothing may fail, allocate from PostgreSQL or wait. Beside each slot stand three numbers
+//! that are read and written without the lock, so that a warm token costs no lock at all.
 
-use std::ffi::c_int;
+mod slot;
+mod warm;
+
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::prelude::*;
 use pgrx::{PgSharedMemoryInitialization, pg_shmem_init};
-use zeroize::Zeroize;
+
+pub use slot::{Slot, Wanted};
 
 use super::settings;
-use crate::http::failure::{Failure, Kind};
-use crate::identity::{resource, selector};
 use crate::token::AccessToken;
-
-/// The longest token that is kept, in bytes; a longer one is served and not kept.
-pub const TOKEN_ROOM: usize = 16 << 10;
-
-/// A text of bounded length that can live in shared memory.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Text<const N: usize> {
-    length: u16,
-    bytes: [u8; N],
-}
-
-impl<const N: usize> Text<N> {
-    /// Keeps what fits, cut at a character.
-    pub fn set(&mut self, text: &str) {
-        let mut length = text.len().min(N);
-        while !text.is_char_boundary(length) {
-            length -= 1;
-        }
-        self.bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
-        self.length = length as u16;
-    }
-
-    pub fn get(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
-    }
-}
-
-/// A failure as it is kept for those who wait: our own words only.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct KeptFailure {
-    kind: u8,
-    /// The attempt that ended with it; 0: none.
-    pub attempt: u64,
-    /// Unix seconds.
-    pub at: i64,
-    message: Text<160>,
-    detail: Text<240>,
-    hint: Text<240>,
-}
-
-impl KeptFailure {
-    pub fn set(&mut self, failure: &Failure, attempt: u64, at: i64) {
-        self.kind = failure.kind as u8;
-        self.attempt = attempt;
-        self.at = at;
-        self.message.set(&failure.message);
-        self.detail.set(failure.detail.as_deref().unwrap_or_default());
-        self.hint.set(failure.hint.as_deref().unwrap_or_default());
-    }
-
-    pub fn get(&self) -> Option<Failure> {
-        let kind = Kind::from_number(self.kind)?;
-        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        Some(Failure {
-            kind,
-            message: self.message.get().into(),
-            detail: some(self.detail.get()),
-            hint: some(self.hint.get()),
-        })
-    }
-}
-
-/// Room for one token and for all that is known about fetching it. All zeros is a free slot.
-#[repr(C)]
-pub struct Slot {
-    pub changed: pg_sys::ConditionVariable,
-    /// Whether the slot stands for anything.
-    pub taken: bool,
-    /// The last token did not fit: there is nothing to wait for, everybody fetches.
-    pub oversize: bool,
-    /// Hash of all that shaped the request.
-    pub key: [u8; 32],
-    /// Hash of all that shaped it but the resource: the identity.
-    pub identity: [u8; 32],
-    pub kind: Text<24>,
-    pub id: Text<{ selector::LONGEST_ID }>,
-    pub resource: Text<{ resource::LONGEST }>,
-    pub source: Text<24>,
-    /// Who fetches; 0: nobody.
-    pub owner: c_int,
-    /// The number of the last attempt to fetch; grows with each.
-    pub attempt: u64,
-    /// Milliseconds of the monotonic clock, which all processes of a machine share.
-    pub lease_until: i64,
-    pub no_retry_before: i64,
-    pub no_refresh_before: i64,
-    pub no_force_before: i64,
-    pub began_at: i64,
-    /// Unix seconds.
-    pub expires_at: i64,
-    pub refresh_at: i64,
-    pub usable_until: i64,
-    pub fetched_at: i64,
-    pub fetches: i64,
-    pub failures: i64,
-    pub waiting: c_int,
-    pub last_failure: KeptFailure,
-    length: u32,
-    token: [u8; TOKEN_ROOM],
-}
-
-impl Slot {
-    pub fn has_token(&self) -> bool {
-        self.length > 0
-    }
-
-    /// A copy of the token. It was checked when it was stored.
-    pub fn copy_token(&self) -> Option<AccessToken> {
-        let bytes = self.token.get(..self.length as usize)?;
-        let text = std::str::from_utf8(bytes).ok()?.to_owned();
-        AccessToken::new(text.into(), self.expires_at, self.refresh_at).ok()
-    }
-
-    /// Keeps the token if it fits: its bytes first, the length that makes them valid last.
-    pub fn store_token(&mut self, token: &AccessToken) -> bool {
-        self.wipe_token();
-        let bytes = token.expose().as_bytes();
-        let Some(room) = self.token.get_mut(..bytes.len()) else {
-            return false;
-        };
-        room.copy_from_slice(bytes);
-        self.length = bytes.len() as u32;
-        true
-    }
-
-    pub fn wipe_token(&mut self) {
-        let used = (self.length as usize).min(TOKEN_ROOM);
-        self.length = 0;
-        self.token[..used].zeroize();
-    }
-}
+use crate::token::pool::{self, Chunk};
 
 /// What is read without the lock.
 #[repr(C)]
@@ -157,10 +26,22 @@ struct Live {
     /// Changes whenever the slot's token does, and never comes back to an old value.
     generation: AtomicU64,
     hits: AtomicU64,
+    /// Unix seconds.
+    used_at: AtomicI64,
 }
 
+/// The worker that renews tokens, as those see it who want to wake it.
+#[repr(C)]
+pub struct Renewer {
+    /// 0: none.
+    pub pid: i32,
+    pub latch: *mut pg_sys::Latch,
+}
+
+static RENEWER: AtomicPtr<Renewer> = AtomicPtr::new(std::ptr::null_mut());
 static SLOTS: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
 static LIVE: AtomicPtr<Live> = AtomicPtr::new(std::ptr::null_mut());
+static POOL: AtomicPtr<Chunk> = AtomicPtr::new(std::ptr::null_mut());
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
 /// Null for a cache of this process alone.
 static LOCK: AtomicPtr<pg_sys::LWLock> = AtomicPtr::new(std::ptr::null_mut());
@@ -173,8 +54,13 @@ struct SharedTable;
 static SHARED: SharedTable = SharedTable;
 const TRANCHE: &std::ffi::CStr = c"managed_identity";
 
+/// Room for 4 kB of token a slot, and for two tokens of the longest kind beside them.
+const fn chunks(length: usize) -> usize {
+    length * 4 + 136
+}
+
 fn bytes(length: usize) -> usize {
-    length * (size_of::<Slot>() + size_of::<Live>())
+    size_of::<Renewer>() + length * (size_of::<Slot>() + size_of::<Live>()) + chunks(length) * size_of::<Chunk>()
 }
 
 impl PgSharedMemoryInitialization for SharedTable {
@@ -186,6 +72,7 @@ impl PgSharedMemoryInitialization for SharedTable {
             pg_sys::RequestAddinShmemSpace(bytes(settings::cache_entries()));
             pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
         }
+        warm::init(settings::cache_entries());
     }
 
     unsafe fn on_shmem_startup(&'static self, _value: ()) {
@@ -200,9 +87,12 @@ impl PgSharedMemoryInitialization for SharedTable {
             let start = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), bytes(length), &mut found).cast::<u8>();
             if !found {
                 std::ptr::write_bytes(start, 0, bytes(length));
-                init_conditions(start.cast(), length);
             }
             publish(start, length);
+            if !found {
+                init_conditions();
+                restore();
+            }
             LOCK.store(&raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock, Ordering::Relaxed);
             pg_sys::LWLockRelease(addin);
         }
@@ -213,22 +103,47 @@ impl PgSharedMemoryInitialization for SharedTable {
 const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
 /// # Safety
-/// `slots` points to `length` zeroed slots.
-unsafe fn init_conditions(slots: *mut Slot, length: usize) {
-    for at in 0..length {
+/// The published slots are zeroed, and nobody else's yet.
+unsafe fn init_conditions() {
+    for at in 0..LENGTH.load(Ordering::Relaxed) {
         // SAFETY: within the array, as the caller promises.
-        unsafe { pg_sys::ConditionVariableInit(&raw mut (*slots.add(at)).changed) };
+        unsafe { pg_sys::ConditionVariableInit(condition(at)) };
     }
 }
 
-/// Slots first, then as many counters.
+/// Takes up again what a crash has interrupted.
 ///
 /// # Safety
-/// `start` points to `bytes(length)` bytes, aligned for both.
+/// As for [`init_conditions`].
+unsafe fn restore() {
+    for at in 0..LENGTH.load(Ordering::Relaxed) {
+        // SAFETY: within the array, and the caller is alone.
+        unsafe {
+            let Some((wanted, used_at)) = warm::remembered(at) else { continue };
+            let slot = &mut *SLOTS.load(Ordering::Relaxed).add(at);
+            slot.taken = true;
+            slot.lost = true;
+            slot.wanted = wanted;
+            live(at).used_at.store(used_at, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The worker's place first, then the slots, then as many counters, then the pool.
+///
+/// # Safety
+/// `start` points to `bytes(length)` bytes, aligned for 8.
 unsafe fn publish(start: *mut u8, length: usize) {
-    SLOTS.store(start.cast(), Ordering::Relaxed);
-    // SAFETY: within the same block, as the caller promises.
-    LIVE.store(unsafe { start.add(length * size_of::<Slot>()) }.cast(), Ordering::Relaxed);
+    // SAFETY: within the same block, as the caller promises; each type's size is a multiple of 8, but for
+    // the last one's, which needs no more than 4.
+    unsafe {
+        let slots = start.add(size_of::<Renewer>());
+        let live = slots.add(length * size_of::<Slot>());
+        RENEWER.store(start.cast(), Ordering::Relaxed);
+        SLOTS.store(slots.cast(), Ordering::Relaxed);
+        LIVE.store(live.cast(), Ordering::Relaxed);
+        POOL.store(live.add(length * size_of::<Live>()).cast(), Ordering::Relaxed);
+    }
     LENGTH.store(length, Ordering::Relaxed);
 }
 
@@ -246,16 +161,18 @@ pub fn is_shared() -> bool {
 fn make_local() {
     let words = bytes(LOCAL_LENGTH).div_ceil(size_of::<u64>());
     let start = Box::leak(vec![0u64; words].into_boxed_slice()).as_mut_ptr().cast::<u8>();
-    // SAFETY: zeroed, large enough, aligned for 8 bytes as both types need, and never freed.
+    // SAFETY: zeroed, large enough, aligned for 8 bytes as all types need, and never freed.
     unsafe {
-        init_conditions(start.cast(), LOCAL_LENGTH);
         publish(start, LOCAL_LENGTH);
+        init_conditions();
     }
 }
 
-/// The slots, for as long as this lives.
+/// The cache, for as long as this lives.
 pub struct Locked {
+    pub renewer: &'static mut Renewer,
     slots: &'static mut [Slot],
+    pool: &'static mut [Chunk],
 }
 
 /// Takes the lock. Nothing that can fail, wait or allocate from PostgreSQL may be called before the
@@ -269,11 +186,16 @@ pub fn lock() -> Locked {
         // SAFETY: the lock of our own tranche.
         unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
     }
-    // SAFETY: the array published above; the lock (or being the only process) makes this the only
-    // reference to it.
-    let slots =
-        unsafe { std::slice::from_raw_parts_mut(SLOTS.load(Ordering::Relaxed), LENGTH.load(Ordering::Relaxed)) };
-    Locked { slots }
+    let length = LENGTH.load(Ordering::Relaxed);
+    // SAFETY: the arrays published above; the lock (or being the only process) makes these the only
+    // references to them.
+    unsafe {
+        Locked {
+            renewer: &mut *RENEWER.load(Ordering::Relaxed),
+            slots: std::slice::from_raw_parts_mut(SLOTS.load(Ordering::Relaxed), length),
+            pool: std::slice::from_raw_parts_mut(POOL.load(Ordering::Relaxed), chunks(length)),
+        }
+    }
 }
 
 impl Drop for Locked {
@@ -303,7 +225,7 @@ impl DerefMut for Locked {
 impl Locked {
     /// The slot of this key.
     pub fn find(&self, key: &[u8; 32]) -> Option<usize> {
-        self.iter().position(|slot| slot.taken && slot.key == *key)
+        self.iter().position(|slot| slot.taken && slot.wanted.key == *key)
     }
 
     /// A slot for a new key: a free one, else the one unused the longest of those that hold no token
@@ -316,35 +238,70 @@ impl Locked {
             old.min_by_key(|(_, slot)| slot.began_at).map(|(at, _)| at)
         })?;
         self.clear(at);
+        self[at].taken = true;
         Some(at)
     }
 
     /// Makes a slot free again. The condition variable stays: somebody may be about to sleep on it.
     pub fn clear(&mut self, at: usize) {
         self.replaced(at);
-        let attempt = self[at].attempt;
+        self.wipe_token(at);
         let slot = &mut self[at];
-        slot.wipe_token();
         slot.taken = false;
         slot.oversize = false;
+        slot.lost = false;
         slot.owner = 0;
         // Never starts again from nothing: a leader that comes back late must not meet its own number.
-        slot.attempt = attempt + 1;
+        slot.attempt += 1;
         slot.no_retry_before = 0;
         slot.no_refresh_before = 0;
         slot.no_force_before = 0;
         slot.began_at = 0;
         slot.fetches = 0;
         slot.failures = 0;
+        slot.failures_in_a_row = 0;
         slot.fetched_at = 0;
-        slot.last_failure.attempt = 0;
-        slot.last_failure.kind = 0;
+        slot.last_failure.clear();
         live(at).hits.store(0, Ordering::Relaxed);
+        // SAFETY: the lock is held.
+        unsafe { warm::forget(at) };
+    }
+
+    /// A copy of the slot's token. It was checked when it was stored.
+    pub fn copy_token(&self, at: usize) -> Option<AccessToken> {
+        let slot = &self[at];
+        let mut bytes = pool::load(self.pool, slot.place)?;
+        let text = String::from_utf8(std::mem::take(&mut *bytes)).ok()?;
+        AccessToken::new(text.into(), slot.expires_at, slot.refresh_at).ok()
+    }
+
+    /// Keeps the token if it has room.
+    pub fn store_token(&mut self, at: usize, token: &AccessToken) -> bool {
+        self.wipe_token(at);
+        let place = pool::store(self.pool, token.expose().as_bytes());
+        self[at].place = place.unwrap_or_default();
+        self[at].lost = false;
+        if place.is_some() {
+            // SAFETY: the lock is held.
+            unsafe { warm::remember(at, &self[at].wanted, used_at(at)) };
+        }
+        place.is_some()
+    }
+
+    fn wipe_token(&mut self, at: usize) {
+        let place = std::mem::take(&mut self[at].place);
+        pool::wipe(self.pool, place);
     }
 
     /// Tells every session that its copy of this slot's token is no longer the slot's.
     pub fn replaced(&mut self, at: usize) -> u64 {
         live(at).generation.fetch_add(1, Ordering::Release) + 1
+    }
+
+    /// Writes down for after a crash when the slot was last used.
+    pub fn note_use(&mut self, at: usize) {
+        // SAFETY: the lock is held.
+        unsafe { warm::used(at, used_at(at)) };
     }
 }
 
@@ -359,8 +316,19 @@ pub fn generation(at: usize) -> u64 {
 }
 
 /// Counts a call that was served from the cache.
-pub fn count_hit(at: usize) {
+pub fn count_hit(at: usize, now: i64) {
     live(at).hits.fetch_add(1, Ordering::Relaxed);
+    use_at(at, now);
+}
+
+/// Notes that somebody needed the slot's token.
+pub fn use_at(at: usize, now: i64) {
+    live(at).used_at.store(now, Ordering::Relaxed);
+}
+
+/// When the slot was last used, in Unix seconds.
+pub fn used_at(at: usize) -> i64 {
+    live(at).used_at.load(Ordering::Relaxed)
 }
 
 pub fn hits(at: usize) -> u64 {
