@@ -1,6 +1,6 @@
 //! Every difference between PostgreSQL's majors.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
@@ -38,6 +38,32 @@ pub fn postmaster_is_alive() -> bool {
     // SAFETY: a plain global; then reads a pipe that every child of a postmaster has. In single-user mode
     // there is none.
     unsafe { !pg_sys::IsUnderPostmaster || server::PostmasterIsAliveInternal() }
+}
+
+/// A piece of shared memory that any session can make, and all find by its name; `make` fills it for the first.
+/// `None` before 17, without a postmaster, and where it would be a file on disk.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub fn named_segment(
+    _name: &CStr,
+    _bytes: usize,
+    _make: unsafe extern "C-unwind" fn(*mut c_void),
+) -> Option<*mut c_void> {
+    None
+}
+
+/// As above. Raises where the server has no memory for it.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub fn named_segment(name: &CStr, bytes: usize, make: unsafe extern "C-unwind" fn(*mut c_void)) -> Option<*mut c_void> {
+    // SAFETY: plain globals, set before any session starts.
+    unsafe {
+        if !pg_sys::IsUnderPostmaster || pg_sys::dynamic_shared_memory_type == pg_sys::DSM_IMPL_MMAP as c_int {
+            return None;
+        }
+    }
+    let mut found = false;
+    // SAFETY: the name is a C string; core keeps the segment and its mapping for as long as server and process
+    // live, and keeps everybody else out while `make` runs.
+    Some(unsafe { pg_sys::GetNamedDSMSegment(name.as_ptr(), bytes, Some(make), &mut found) })
 }
 
 /// A worker without a database ends on SIGTERM as a backend does, at its next look at its interrupts, and

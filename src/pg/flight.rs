@@ -95,6 +95,8 @@ where
     F: Future<Output = Result<AccessToken, Refusal>>,
 {
     register();
+    // Here it may fail; later, in callbacks, it may not.
+    cache::attach();
     let timeout = settings::acquire_timeout();
     let deadline = clock::monotonic() + timeout.as_millis() as i64;
     let mut call = Call { force, came: clock::monotonic(), waited_for: None };

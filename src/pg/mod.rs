@@ -28,8 +28,8 @@ pub fn init() {
     settings::init();
     // SAFETY: a plain global, set before any library is loaded.
     if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
-        cache::init();
-        worker::init();
+        cache::request();
+        worker::register();
     }
     copy::init();
 }

@@ -30,15 +30,20 @@ const UNUSED: i64 = 86_400;
 const LONGEST_SLEEP: i64 = 60_000;
 /// The longest time, in milliseconds, between two tries for one token.
 const LONGEST_PAUSE: i64 = 300_000;
+/// Milliseconds that a worker may take to start before a session asks for another.
+const START: i64 = 10_000;
 /// Requests at the same time.
 const TOGETHER: usize = 16;
 
 /// Registers the worker; only while the library is preloaded.
-pub fn init() {
+pub fn register() {
     // SAFETY: a plain global.
-    if unsafe { pg_sys::IsBinaryUpgrade } {
-        return;
+    if !unsafe { pg_sys::IsBinaryUpgrade } {
+        described().load();
     }
+}
+
+fn described() -> BackgroundWorkerBuilder {
     BackgroundWorkerBuilder::new("managed_identity renewal")
         .set_type("managed_identity renewal")
         .set_library("managed_identity")
@@ -47,7 +52,6 @@ pub fn init() {
         .enable_spi_access()
         .set_start_time(BgWorkerStartTime::ConsistentState)
         .set_restart_time(Some(Duration::from_secs(5)))
-        .load();
 }
 
 /// Whether the worker renews this slot's token, so that no session needs to.
@@ -59,13 +63,26 @@ fn is_described(wanted: &Wanted) -> bool {
     !wanted.options.get().is_empty()
 }
 
-/// Lets the worker look at the cache again: something may be due earlier than it knew.
+/// Lets the worker look at the cache again: something may be due earlier than it knew. Starts one where that
+/// is for sessions to do; where the server has no room for it, sessions renew for themselves.
 pub fn wake() {
-    let latch = cache::lock().renewer.latch;
+    let (latch, start) = {
+        let slots = cache::lock();
+        let monotonic = clock::monotonic();
+        let missing = slots.renewer.pid == 0 && slots.renewer.asked_until <= monotonic;
+        let start = missing && cache::is_started_by_sessions() && settings::refresh_ahead();
+        if start {
+            slots.renewer.asked_until = monotonic + START;
+        }
+        (slots.renewer.latch, start)
+    };
     if !latch.is_null() {
         // SAFETY: a process's latch in the server's own shared memory; to set one whose process is gone, or is
         // another by now, is harmless.
         unsafe { pg_sys::SetLatch(latch) };
+    }
+    if start {
+        let _ = described().load_dynamic();
     }
 }
 

@@ -1,172 +1,23 @@
-//! The token cache: a fixed number of slots in shared memory, or in this process's own when the
-//! library was not preloaded.
+//! The token cache: a fixed number of slots in memory that all sessions share, or in this process's own.
 //!
 //! One lock for all slots; its order is: nothing is locked before it and nothing while it is held. While
 //! it is held nothing may fail, allocate from PostgreSQL or wait. Beside each slot stand three numbers
 //! that are read and written without the lock, so that a warm token costs no lock at all.
 
+mod memory;
 mod slot;
 mod warm;
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use pgrx::prelude::*;
-use pgrx::{PgSharedMemoryInitialization, pg_shmem_init};
 
+pub use memory::{Renewer, attach, condition, is_shared, is_started_by_sessions, request};
 pub use slot::{Slot, Wanted};
 
-use super::settings;
 use crate::token::AccessToken;
 use crate::token::pool::{self, Chunk};
-
-/// What is read without the lock.
-#[repr(C)]
-struct Live {
-    /// Changes whenever the slot's token does, and never comes back to an old value.
-    generation: AtomicU64,
-    hits: AtomicU64,
-    /// Unix seconds.
-    used_at: AtomicI64,
-}
-
-/// The worker that renews tokens, as those see it who want to wake it.
-#[repr(C)]
-pub struct Renewer {
-    /// 0: none.
-    pub pid: i32,
-    pub latch: *mut pg_sys::Latch,
-}
-
-static RENEWER: AtomicPtr<Renewer> = AtomicPtr::new(std::ptr::null_mut());
-static SLOTS: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
-static LIVE: AtomicPtr<Live> = AtomicPtr::new(std::ptr::null_mut());
-static POOL: AtomicPtr<Chunk> = AtomicPtr::new(std::ptr::null_mut());
-static LENGTH: AtomicUsize = AtomicUsize::new(0);
-/// Null for a cache of this process alone.
-static LOCK: AtomicPtr<pg_sys::LWLock> = AtomicPtr::new(std::ptr::null_mut());
-
-/// Entries of a cache that one session has for itself.
-const LOCAL_LENGTH: usize = 16;
-
-struct SharedTable;
-
-static SHARED: SharedTable = SharedTable;
-const TRANCHE: &std::ffi::CStr = c"managed_identity";
-
-/// Room for 4 kB of token a slot, and for two tokens of the longest kind beside them.
-const fn chunks(length: usize) -> usize {
-    length * 4 + 136
-}
-
-fn bytes(length: usize) -> usize {
-    size_of::<Renewer>() + length * (size_of::<Slot>() + size_of::<Live>()) + chunks(length) * size_of::<Chunk>()
-}
-
-impl PgSharedMemoryInitialization for SharedTable {
-    type Value = ();
-
-    unsafe fn on_shmem_request(&'static self) {
-        // SAFETY: called in shmem_request_hook, the place for both requests.
-        unsafe {
-            pg_sys::RequestAddinShmemSpace(bytes(settings::cache_entries()));
-            pg_sys::RequestNamedLWLockTranche(TRANCHE.as_ptr(), 1);
-        }
-        warm::init(settings::cache_entries());
-    }
-
-    unsafe fn on_shmem_startup(&'static self, _value: ()) {
-        let length = settings::cache_entries();
-        // SAFETY: called in shmem_startup_hook of the postmaster, before any other process lives; after
-        // a crash it is called again for a new, empty segment. AddinShmemInitLock guards the look-up
-        // as for every extension, and the pointers are the same in every child.
-        unsafe {
-            let addin = &raw mut (*pg_sys::MainLWLockArray.add(ADDIN_SHMEM_INIT_LOCK)).lock;
-            pg_sys::LWLockAcquire(addin, pg_sys::LWLockMode::LW_EXCLUSIVE);
-            let mut found = false;
-            let start = pg_sys::ShmemInitStruct(TRANCHE.as_ptr(), bytes(length), &mut found).cast::<u8>();
-            if !found {
-                std::ptr::write_bytes(start, 0, bytes(length));
-            }
-            publish(start, length);
-            if !found {
-                init_conditions();
-                restore();
-            }
-            LOCK.store(&raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock, Ordering::Relaxed);
-            pg_sys::LWLockRelease(addin);
-        }
-    }
-}
-
-/// `lwlocklist.h`: the same number in 15 to 18.
-const ADDIN_SHMEM_INIT_LOCK: usize = 21;
-
-/// # Safety
-/// The published slots are zeroed, and nobody else's yet.
-unsafe fn init_conditions() {
-    for at in 0..LENGTH.load(Ordering::Relaxed) {
-        // SAFETY: within the array, as the caller promises.
-        unsafe { pg_sys::ConditionVariableInit(condition(at)) };
-    }
-}
-
-/// Takes up again what a crash has interrupted.
-///
-/// # Safety
-/// As for [`init_conditions`].
-unsafe fn restore() {
-    for at in 0..LENGTH.load(Ordering::Relaxed) {
-        // SAFETY: within the array, and the caller is alone.
-        unsafe {
-            let Some((wanted, used_at)) = warm::remembered(at) else { continue };
-            let slot = &mut *SLOTS.load(Ordering::Relaxed).add(at);
-            slot.taken = true;
-            slot.lost = true;
-            slot.wanted = wanted;
-            live(at).used_at.store(used_at, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The worker's place first, then the slots, then as many counters, then the pool.
-///
-/// # Safety
-/// `start` points to `bytes(length)` bytes, aligned for 8.
-unsafe fn publish(start: *mut u8, length: usize) {
-    // SAFETY: within the same block, as the caller promises; each type's size is a multiple of 8, but for
-    // the last one's, which needs no more than 4.
-    unsafe {
-        let slots = start.add(size_of::<Renewer>());
-        let live = slots.add(length * size_of::<Slot>());
-        RENEWER.store(start.cast(), Ordering::Relaxed);
-        SLOTS.store(slots.cast(), Ordering::Relaxed);
-        LIVE.store(live.cast(), Ordering::Relaxed);
-        POOL.store(live.add(length * size_of::<Live>()).cast(), Ordering::Relaxed);
-    }
-    LENGTH.store(length, Ordering::Relaxed);
-}
-
-/// Asks for shared memory; only while the library is preloaded.
-pub fn init() {
-    pg_shmem_init!(SHARED = ());
-}
-
-/// Whether all sessions share the cache.
-pub fn is_shared() -> bool {
-    !LOCK.load(Ordering::Relaxed).is_null()
-}
-
-/// A cache of this process alone, made on first use. It is leaked: it lives as long as the process.
-fn make_local() {
-    let words = bytes(LOCAL_LENGTH).div_ceil(size_of::<u64>());
-    let start = Box::leak(vec![0u64; words].into_boxed_slice()).as_mut_ptr().cast::<u8>();
-    // SAFETY: zeroed, large enough, aligned for 8 bytes as all types need, and never freed.
-    unsafe {
-        publish(start, LOCAL_LENGTH);
-        init_conditions();
-    }
-}
 
 /// The cache, for as long as this lives.
 pub struct Locked {
@@ -178,30 +29,19 @@ pub struct Locked {
 /// Takes the lock. Nothing that can fail, wait or allocate from PostgreSQL may be called before the
 /// result is dropped.
 pub fn lock() -> Locked {
-    if SLOTS.load(Ordering::Relaxed).is_null() {
-        make_local();
-    }
-    let lock = LOCK.load(Ordering::Relaxed);
-    if !lock.is_null() {
+    attach();
+    if let Some(lock) = memory::shared_lock() {
         // SAFETY: the lock of our own tranche.
         unsafe { pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE) };
     }
-    let length = LENGTH.load(Ordering::Relaxed);
-    // SAFETY: the arrays published above; the lock (or being the only process) makes these the only
-    // references to them.
-    unsafe {
-        Locked {
-            renewer: &mut *RENEWER.load(Ordering::Relaxed),
-            slots: std::slice::from_raw_parts_mut(SLOTS.load(Ordering::Relaxed), length),
-            pool: std::slice::from_raw_parts_mut(POOL.load(Ordering::Relaxed), chunks(length)),
-        }
-    }
+    // SAFETY: the lock (or being the only process) makes these the only references.
+    let (renewer, slots, pool) = unsafe { memory::all() };
+    Locked { renewer, slots, pool }
 }
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        let lock = LOCK.load(Ordering::Relaxed);
-        if !lock.is_null() {
+        if let Some(lock) = memory::shared_lock() {
             // SAFETY: held since `lock()`: nothing in between can raise an ERROR that would release it.
             unsafe { pg_sys::LWLockRelease(lock) };
         }
@@ -262,7 +102,7 @@ impl Locked {
         slot.failures_in_a_row = 0;
         slot.fetched_at = 0;
         slot.last_failure.clear();
-        live(at).hits.store(0, Ordering::Relaxed);
+        memory::live(at).hits.store(0, Ordering::Relaxed);
         // SAFETY: the lock is held.
         unsafe { warm::forget(at) };
     }
@@ -295,7 +135,7 @@ impl Locked {
 
     /// Tells every session that its copy of this slot's token is no longer the slot's.
     pub fn replaced(&mut self, at: usize) -> u64 {
-        live(at).generation.fetch_add(1, Ordering::Release) + 1
+        memory::live(at).generation.fetch_add(1, Ordering::Release) + 1
     }
 
     /// Writes down for after a crash when the slot was last used.
@@ -305,38 +145,27 @@ impl Locked {
     }
 }
 
-fn live(at: usize) -> &'static Live {
-    // SAFETY: `at` is an index of the published array; its fields are atomic.
-    unsafe { &*LIVE.load(Ordering::Relaxed).add(at) }
-}
-
 /// The generation of a slot's token, without the lock.
 pub fn generation(at: usize) -> u64 {
-    live(at).generation.load(Ordering::Acquire)
+    memory::live(at).generation.load(Ordering::Acquire)
 }
 
 /// Counts a call that was served from the cache.
 pub fn count_hit(at: usize, now: i64) {
-    live(at).hits.fetch_add(1, Ordering::Relaxed);
+    memory::live(at).hits.fetch_add(1, Ordering::Relaxed);
     use_at(at, now);
 }
 
 /// Notes that somebody needed the slot's token.
 pub fn use_at(at: usize, now: i64) {
-    live(at).used_at.store(now, Ordering::Relaxed);
+    memory::live(at).used_at.store(now, Ordering::Relaxed);
 }
 
 /// When the slot was last used, in Unix seconds.
 pub fn used_at(at: usize) -> i64 {
-    live(at).used_at.load(Ordering::Relaxed)
+    memory::live(at).used_at.load(Ordering::Relaxed)
 }
 
 pub fn hits(at: usize) -> u64 {
-    live(at).hits.load(Ordering::Relaxed)
-}
-
-/// The condition variable of a slot; valid for the process's life.
-pub fn condition(at: usize) -> *mut pg_sys::ConditionVariable {
-    // SAFETY: `at` is an index of the published array; only an address is made.
-    unsafe { &raw mut (*SLOTS.load(Ordering::Relaxed).add(at)).changed }
+    memory::live(at).hits.load(Ordering::Relaxed)
 }

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use emulator::{Config, Emulator, Fault, Filter, Identity, Pki, Reply, Rule};
-use server_tests::{Cluster, Options, Session, World, wait};
+use server_tests::{Cluster, Options, Session, World, major, wait};
 
 const TOKEN: &str = "SELECT managed_identity.access_token('storage')";
 
@@ -168,9 +169,46 @@ fn a_token_that_is_dropped_is_wiped() {
 }
 
 #[test]
+fn from_17_on_sessions_share_tokens_and_a_worker_renews_them_without_preloading_too() {
+    if major() < 17 {
+        eprintln!("left out on {}: shared tokens without preloading (the memory for them came with 17)", major());
+        return;
+    }
+    let world = World::with(Options { not_preloaded: true, ..Options::default() }, vec![Identity::system()]);
+    world.emulator.identity().set_token_life(8);
+    let (mut one, mut two) = (world.session(), world.session());
+    let token = one.value(TOKEN);
+    assert_eq!(two.value(TOKEN), token);
+    assert_eq!(world.asked(), 1);
+    assert!(one.notices().is_empty() && two.notices().is_empty());
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'managed_identity renewal'";
+    wait::until("a worker", || two.value(workers) == "1");
+    // Nobody is left who has a copy of its own.
+    drop((one, two));
+    world.emulator.identity().log().wait_for_requests(3, wait::LONG).expect("renewals");
+    let mut three = world.session();
+    assert_ne!(three.value(TOKEN), token);
+    assert_eq!((world.asked(), three.value(workers).as_str()), (3, "1"));
+    // Ended, it is back; killed, so is the server, and begins anew.
+    three.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'managed_identity renewal'");
+    let pid = three.value("SELECT pg_backend_pid()");
+    world.emulator.identity().log().wait_for_requests(4, wait::LONG).expect("a renewal by the next worker");
+    assert!(Command::new("kill").args(["-KILL", &pid]).status().expect("kill").success());
+    drop(three);
+    world.cluster.wait_until_back();
+    let mut four = world.session();
+    let asked = world.asked();
+    four.run(TOKEN);
+    assert_eq!(world.session().value(TOKEN), four.value(TOKEN));
+    assert_eq!(world.asked(), asked + 1);
+    wait::until("a worker", || four.value(workers) == "1");
+}
+
+#[test]
 fn without_preloading_each_session_fetches_for_itself_and_is_told_once() {
     let emulator = Emulator::start(Config::new(Pki::create().expect("certificates"))).expect("an emulator");
-    let options = Options { not_preloaded: true, ..Options::default() };
+    // With `mmap` shared memory is a file, where no token may stand; before 17 it makes no difference.
+    let options = Options { not_preloaded: true, ..Options::default() }.conf("dynamic_shared_memory_type = mmap");
     let cluster =
         Cluster::start(options.conf(format!("managed_identity.imds_endpoint = '{}'", emulator.imds_endpoint())));
     cluster.session().run("CREATE EXTENSION managed_identity");

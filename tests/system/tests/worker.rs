@@ -159,12 +159,9 @@ fn what_settings_no_longer_mean_is_not_renewed_and_goes_with_its_end() {
 }
 
 #[test]
-fn the_worker_shows_where_it_should_and_without_preloading_there_is_none() {
+fn the_worker_shows_where_it_should() {
     let world = World::new();
     let mut session = world.session();
     let activity = "SELECT backend_type, wait_event_type FROM pg_stat_activity WHERE backend_type LIKE 'managed%'";
     wait::until("it sleeps", || session.rows(activity) == ["managed_identity renewal|Extension"]);
-    let bare = World::with(Options { not_preloaded: true, ..Options::default() }, vec![Identity::system()]);
-    bare.session().run(TOKEN);
-    assert_eq!(worker(&bare), None);
 }
