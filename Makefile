@@ -1,4 +1,4 @@
-.PHONY: help demo test install package test-package bench lint clean
+.PHONY: help demo test install package test-package bench soak lint clean
 
 help:
 	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
@@ -10,6 +10,7 @@ help:
 	@echo 'make test-package'
 	@echo '              build packages twice, compare them, install the .deb into a new system'
 	@echo 'make bench    the benchmarks, as ratios'
+	@echo 'make soak     five minutes of random faults; SEED=n repeats a run'
 	@echo 'make lint     formatting, shellcheck, clippy, licences, and what may be linked'
 	@echo 'make clean    remove what was built here; what was installed for it stays in its cache (see pgrx-config/env.sh)'
 
@@ -35,6 +36,9 @@ test-package:
 
 bench:
 	@pgrx-config/bench.sh
+
+soak:
+	@pgrx-config/soak.sh
 
 lint:
 	@pgrx-config/lint.sh

@@ -192,7 +192,11 @@ fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
         let log = world.emulator.identity().log().requests();
         log.iter().filter(|entry| entry.raw_query.contains(resource)).count()
     };
-    let asked_to_wait = |seconds| Fault::from(Reply::new(429).header("retry-after", seconds));
+    let asked_to_wait = |wish: &str| Fault::from(Reply::new(429).header("retry-after", wish));
+    let date = |seconds: u32| {
+        let date = "to_char(now() AT TIME ZONE 'UTC' + interval '1 second' * ";
+        world.session().value(&format!("SELECT {date} {seconds}, 'Dy, DD Mon YYYY HH24:MI:SS \"GMT\"')"))
+    };
     let cases = [
         ("r404", Fault::status(404), None, 2),
         ("r410", Fault::status(410), None, 2),
@@ -203,6 +207,10 @@ fn what_may_pass_is_tried_again_and_what_may_not_is_not() {
         ("asks1", asked_to_wait("1"), None, 2),
         // Longer than the caller would wait: no request comes too early.
         ("asks30", asked_to_wait("30"), Some("53400"), 1),
+        ("date2", asked_to_wait(&date(2)), None, 2),
+        ("date30", asked_to_wait(&date(30)), Some("53400"), 1),
+        ("garbage", Reply::new(200).body("garbage").into(), Some("08P01"), 1),
+        ("large", Reply::new(200).body("x".repeat(10 << 20)).into(), Some("54000"), 1),
         ("r400", Fault::status(400), Some("28000"), 1),
         ("r401", Fault::status(401), Some("28000"), 1),
         ("r403", Fault::status(403), Some("28000"), 1),

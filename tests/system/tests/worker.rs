@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use emulator::{Entry, Fault, Filter, Identity, Rule};
 use server_tests::{Options, Session, World, wait};
@@ -103,6 +104,29 @@ fn while_the_endpoint_is_down_tokens_are_served_tries_grow_rare_and_all_heals_by
     identity.faults().clear();
     wait::until("a token again", || session.rows(STATE) == ["ready"]);
     is_warm(&world, &mut session, TOKEN);
+}
+
+#[test]
+fn a_service_that_is_updated_for_a_minute_costs_no_valid_token_and_no_restart() {
+    let world = World::with(Options::default(), vec![Identity::system()]);
+    let identity = world.emulator.identity();
+    let mut session = world.session();
+    identity.set_refresh_in(Some(1));
+    session.run(TOKEN);
+    identity.faults().always(Fault::status(410));
+    let lasted_a_minute = |requests: &[Entry]| match requests {
+        [_, first, .., last] => last.at.duration_since(first.at).unwrap() > Duration::from_secs(60),
+        _ => false,
+    };
+    identity.log().wait_until("a minute of 410", 2 * wait::LONG, |state| lasted_a_minute(state.requests())).unwrap();
+    is_warm(&world, &mut session, TOKEN);
+    session.run("SET managed_identity.acquire_timeout = '100ms'");
+    assert_eq!(session.sqlstate("SELECT managed_identity.access_token('sql')"), "58000");
+    let fetches = "SELECT max(fetches) FROM managed_identity.cached_tokens";
+    assert_eq!(session.value(fetches), "1");
+    identity.faults().clear();
+    wait::until("a renewal", || session.value(fetches) == "2");
+    wait::until("a token that was refused", || session.try_rows("SELECT managed_identity.access_token('sql')").is_ok());
 }
 
 #[test]
