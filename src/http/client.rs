@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
-use super::roots::CaFile;
+use super::roots::{self, CaFile};
 use super::{resolver, retry};
 
 /// What shapes a client.
@@ -21,7 +21,7 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// For the answer's headers, and for each next byte of its body; no bound on a transfer.
     pub request_timeout: Duration,
-    /// `None`: SSL_CERT_FILE, else the platform's roots.
+    /// `None`: SSL_CERT_FILE, else the platform's roots, else those compiled in.
     pub ca_file: Option<CaFile>,
 }
 
@@ -64,9 +64,8 @@ pub fn build(options: &Options, purpose: Purpose, in_clear: bool) -> Result<Clie
     };
     let built = match &options.ca_file {
         Some(ca_file) => builder().tls_certs_only(ca_file.certificates()?).build(),
-        // Without any roots on the system it trusts nobody, which who speaks TLS is told; most identity endpoints
-        // do not.
-        None => builder().build().or_else(|_| builder().tls_certs_only([]).build()),
+        // A system without any roots is what makes this fail.
+        None => builder().build().or_else(|_| builder().tls_certs_only(roots::compiled_in()).build()),
     };
     built.map_err(|error| Failure::new(Kind::Local, "could not set up the HTTP client").detail(innermost(&error)))
 }
@@ -125,13 +124,19 @@ async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<A
     }
     let mut response = built.send().await.map_err(lost)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let too_large = || {
+        Failure::new(Kind::TooLarge, format!("the answer of \"{authority}\" is too large"))
+            .detail(format!("At most {ANSWER_LIMIT} bytes are read."))
+    };
+    let announced = response.content_length().unwrap_or(0);
+    if announced > ANSWER_LIMIT as u64 {
+        return Err(too_large().into());
+    }
     // With its full room from the start a body never moves: a moved buffer leaves a copy unwiped.
-    let announced = response.content_length().unwrap_or(0).min(ANSWER_LIMIT as u64) as usize;
-    let mut body = Zeroizing::new(Vec::with_capacity(announced.max(32 << 10)));
+    let mut body = Zeroizing::new(Vec::with_capacity((announced as usize).max(32 << 10)));
     while let Some(chunk) = response.chunk().await.map_err(lost)? {
         if body.len() + chunk.len() > ANSWER_LIMIT {
-            let failure = Failure::new(Kind::TooLarge, format!("the answer of \"{authority}\" is too large"));
-            return Err(failure.detail(format!("At most {ANSWER_LIMIT} bytes are read.")).into());
+            return Err(too_large().into());
         }
         if body.len() + chunk.len() > body.capacity() {
             let mut larger = Zeroizing::new(Vec::with_capacity((body.capacity() * 2).max(body.len() + chunk.len())));

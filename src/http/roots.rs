@@ -34,6 +34,11 @@ impl CaFile {
     }
 }
 
+/// Mozilla's authorities as this library was built with them: for containers that have none.
+pub fn compiled_in() -> Vec<Certificate> {
+    webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|root| Certificate::from_der(root).ok()).collect()
+}
+
 fn unreadable(path: &Path, why: &str) -> Failure {
     Failure::new(Kind::Local, format!("could not read the CA file \"{}\"", path.display()))
         .detail(why)
@@ -43,6 +48,13 @@ fn unreadable(path: &Path, why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_root_that_is_compiled_in_can_be_used() {
+        let roots = compiled_in();
+        assert!(roots.len() > 50 && roots.len() == webpki_root_certs::TLS_SERVER_ROOT_CERTS.len());
+        reqwest::Client::builder().tls_backend_rustls().tls_certs_only(roots).build().expect("a client");
+    }
 
     #[test]
     fn a_file_without_a_certificate_is_an_error() {

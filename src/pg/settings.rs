@@ -161,7 +161,7 @@ pub fn init() {
     text(
         c"managed_identity.tls_ca_file",
         c"A PEM file of the certificate authorities that are trusted.",
-        c"Empty: SSL_CERT_FILE of the server's environment, else the system's own.",
+        c"Empty: SSL_CERT_FILE of the server's environment, else the system's own, else Mozilla's as compiled in.",
         &TLS_CA_FILE,
         GucContext::Sighup,
         Some(check_ca_file),

@@ -61,7 +61,7 @@ fn everything_works_from_a_read_only_folder_where_etc_ssl_is_empty() {
     let mapped = fs::read_to_string(format!("/proc/{}/maps", session.pid())).unwrap();
     let libraries: Vec<&str> = mapped.lines().filter(|line| line.contains("managed_identity.so")).collect();
     assert!(!libraries.is_empty() && libraries.iter().all(|line| line.contains(&format!("{folder}/lib/"))), "{mapped}");
-    // Where no file of authorities is named either, what needs none works, and the rest says what to do.
+    // Where no file of authorities is named either, Mozilla's are trusted, and nobody has those of this test.
     world.set("managed_identity.tls_ca_file", "");
     let mut session = world.session();
     assert!(session.value("SELECT managed_identity.access_token('storage', NULL, true)").starts_with("ey"));
@@ -70,6 +70,7 @@ fn everything_works_from_a_read_only_folder_where_etc_ssl_is_empty() {
     {
         let error = session.error(sql);
         assert_eq!(error.code().code(), "08001", "{error:?}");
+        assert!(error.detail().is_some_and(|detail| detail.contains("UnknownIssuer")), "{error:?}");
         assert!(error.hint().is_some_and(|hint| hint.contains("managed_identity.tls_ca_file")), "{error:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod copy;
 mod measure;
+mod server;
 mod tokens;
 
 use server_tests::{Options, World, major};
@@ -17,4 +18,7 @@ fn main() {
     );
     tokens::run(&world);
     copy::run(&world);
+    drop(world);
+    tokens::run_crowded();
+    server::run();
 }

@@ -15,6 +15,11 @@ pub fn line(what: &str, ratio: f64, target: &str) {
     println!("{what:<64} {ratio:>10.2}   {target}");
 }
 
+/// Prints a line that is no ratio.
+pub fn figure(what: &str, value: f64, unit: &str, target: &str) {
+    println!("{what:<64} {value:>10.2} {unit:<2} {target}");
+}
+
 pub fn seconds(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
@@ -49,8 +54,14 @@ pub fn main_thread_seconds(pid: i32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// Processor seconds of a process so far, to the nanosecond.
+pub fn processor_seconds(pid: i32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("a process");
+    stat.split(' ').next().and_then(|spent| spent.parse::<f64>().ok()).expect("nanoseconds") / 1e9
+}
+
 /// A process's own resident memory in MB, shared memory left out.
-fn own_memory(pid: i32) -> f64 {
+pub fn own_memory(pid: i32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse::<f64>().ok());
