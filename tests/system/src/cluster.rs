@@ -1,5 +1,7 @@
 //! A throwaway PostgreSQL server.
 
+mod standby;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
