@@ -66,6 +66,13 @@ case $goal in
     package) packages+=(dpkg-dev) ;;
     test-package) packages+=(dpkg-dev debootstrap) ;;
 esac
+# Extensions that ours is tested beside, for the servers that are apt's: there are none for those that are built.
+beside() { packages+=("postgresql-$1-cron"); }
+if [ "$goal" = test ]; then
+    for major in "${servers[@]}"; do
+        case $(mi_pg_config "$major") in /usr/lib/*) beside "$major" ;; esac
+    done
+fi
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
 
@@ -139,6 +146,7 @@ for piece in "${missing[@]}"; do
         server-*)
             if apt_has "postgresql-$major" && apt_has "postgresql-server-dev-$major"; then
                 packages+=("postgresql-$major" "postgresql-server-dev-$major")
+                if [ "$goal" = test ]; then beside "$major"; fi
             else
                 packages+=(bison bzip2 flex libicu-dev libreadline-dev perl zlib1g-dev)
                 steps+=("$piece")

@@ -8,6 +8,7 @@
 
 mod azurite;
 mod cluster;
+mod companion;
 mod outcome;
 mod pod;
 pub mod wait;
@@ -15,6 +16,7 @@ mod world;
 
 pub use azurite::Azurite;
 pub use cluster::{Cluster, Options, Session, is_root, major, pg_config, programs_of};
+pub use companion::has_extension;
 pub use outcome::outcome;
 pub use pod::{Pod, SUBJECT};
 pub use world::{ACCOUNT, World};
