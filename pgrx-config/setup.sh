@@ -47,7 +47,7 @@ regress=()
 pieces=()
 case $goal in
     demo) pieces=(cargo-pgrx azurite python) ;;
-    test) pieces=(cargo-pgrx azurite python) servers=(15 18) regress=(15 18) ;;
+    test) pieces=(cargo-pgrx azurite python pgbouncer) servers=(15 18) regress=(15 18) ;;
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
@@ -91,6 +91,7 @@ present() {
         cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
+        pgbouncer) [ -x "$MI_PGBOUNCER" ] ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
         regress-*) [ -e "$MI_CACHE/source/${1#regress-}/SHA256SUMS" ] ;;
     esac
@@ -120,7 +121,7 @@ fi
 # 4. Servers come from apt, or are built where apt has none.
 sudo=(sudo)
 if [ "$(id -u)" = 0 ]; then sudo=(); fi
-if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]}" == *" "@(server|regress)-* ]]; then
+if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]} " == *" "@(server-|regress-|pgbouncer)* ]]; then
     if [ ${#sudo[@]} != 0 ] && ! command -v sudo >/dev/null; then
         echo "apt needs root, and there is no sudo here: run make $goal as root once" >&2
         exit 1
@@ -153,6 +154,11 @@ for piece in "${missing[@]}"; do
             fi
             ;;
         regress-*) packages+=(bzip2) steps+=("$piece") ;;
+        pgbouncer)
+            mapfile -t libraries < <(LC_ALL=C apt-cache depends pgbouncer | sed -n 's/^ *|\{0,1\}Depends: \(lib.*\)/\1/p')
+            packages+=("${libraries[@]}")
+            steps+=("$piece")
+            ;;
         *) steps+=("$piece") ;;
     esac
 done
@@ -169,6 +175,7 @@ for piece in "${steps[@]}"; do
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
+        pgbouncer) echo "  PgBouncer, unpacked from apt's package (5 seconds)" ;;
         server-*) echo "  PostgreSQL ${piece#*-}, built from Debian's source package (5 minutes)" ;;
         regress-*) echo "  the regression files of PostgreSQL ${piece#*-}, from Debian's source package (10 seconds)" ;;
     esac
@@ -206,6 +213,13 @@ add() {
             "$MI_PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
             # Last, for its presence says that the rest is there.
             cp "$requirements" "$MI_CACHE/python/requirements.txt"
+            ;;
+        pgbouncer)
+            # Not installed, for then the system would start it now and ever after.
+            rm -rf "$MI_CACHE/pgbouncer" "$MI_CACHE/pgbouncer.new"
+            mkdir "$MI_CACHE/pgbouncer.new"
+            (cd "$MI_CACHE/pgbouncer.new" && apt-get -q -q download pgbouncer && dpkg-deb --extract pgbouncer_*.deb .)
+            mv "$MI_CACHE/pgbouncer.new" "$MI_CACHE/pgbouncer"
             ;;
         server-*) pgrx-config/build-postgres.sh "${1#*-}" "$MI_CACHE/postgresql-${1#*-}" ;;
         # Building that server may just have brought them.
