@@ -66,8 +66,14 @@ case $goal in
     package) packages+=(dpkg-dev) ;;
     test-package) packages+=(dpkg-dev debootstrap) ;;
 esac
+# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
+apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 # Extensions that ours is tested beside, for the servers that are apt's: there are none for those that are built.
-beside() { packages+=("postgresql-$1-cron"); }
+beside() {
+    packages+=("postgresql-$1-cron" "postgresql-plpython3-$1")
+    # The PGDG's alone.
+    if apt_has "postgresql-$1-http"; then packages+=("postgresql-$1-http"); fi
+}
 if [ "$goal" = test ]; then
     for major in "${servers[@]}"; do
         case $(mi_pg_config "$major") in /usr/lib/*) beside "$major" ;; esac
@@ -130,8 +136,6 @@ if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]} " == *" "@(server-|regress-|pgbounc
     # A list that cannot be read is often one of many; if it is the wrong one, the installation will say so.
     "${sudo[@]}" apt-get -q -q update </dev/null || echo "going on with the lists there are" >&2
 fi
-# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
-apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 
 steps=()
 for piece in "${missing[@]}"; do
