@@ -50,9 +50,9 @@ fn world() -> World {
 fn it_answers_to_its_own_tokens_alone(world: &World, session: &mut Session, get: impl Fn(&str) -> String) {
     let caller = Identity::system().client_id;
     let header = |resource: &str| format!("managed_identity.authorization_header('{resource}')");
-    let answered = format!("200|{{\"orders\": [17], \"caller\": \"{caller}\"}}");
-    assert_eq!(session.rows(&get(&header("api://orders"))), [answered.clone()]);
-    assert_eq!(session.rows(&get(&header("api://orders"))), [answered]);
+    let answered = [format!("200|{{\"orders\": [17], \"caller\": \"{caller}\"}}")];
+    assert_eq!(session.rows(&get(&header("api://orders"))), answered);
+    assert_eq!(session.rows(&get(&header("api://orders"))), answered);
     assert_eq!(world.asked(), 1, "the second came from the cache");
     let refused = |why: &str| [format!("401|{{\"error\": \"{why}\"}}")];
     assert_eq!(session.rows(&get(&header("storage"))), refused("InvalidAudienceError"));
