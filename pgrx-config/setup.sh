@@ -47,7 +47,7 @@ regress=()
 pieces=()
 case $goal in
     demo) pieces=(cargo-pgrx azurite python) ;;
-    test) pieces=(cargo-pgrx azurite python) servers=(15 18) regress=(15 18) ;;
+    test) pieces=(cargo-pgrx azurite python pgbouncer) servers=(15 18) regress=(15 18) ;;
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
@@ -66,6 +66,19 @@ case $goal in
     package) packages+=(dpkg-dev) ;;
     test-package) packages+=(dpkg-dev debootstrap) ;;
 esac
+# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
+apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
+# Extensions that ours is tested beside, for the servers that are apt's: there are none for those that are built.
+beside() {
+    packages+=("postgresql-$1-cron" "postgresql-plpython3-$1")
+    # The PGDG's alone.
+    if apt_has "postgresql-$1-http"; then packages+=("postgresql-$1-http"); fi
+}
+if [ "$goal" = test ]; then
+    for major in "${servers[@]}"; do
+        case $(mi_pg_config "$major") in /usr/lib/*) beside "$major" ;; esac
+    done
+fi
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
 
@@ -84,6 +97,7 @@ present() {
         cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
+        pgbouncer) [ -x "$MI_PGBOUNCER" ] ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
         regress-*) [ -e "$MI_CACHE/source/${1#regress-}/SHA256SUMS" ] ;;
     esac
@@ -113,7 +127,7 @@ fi
 # 4. Servers come from apt, or are built where apt has none.
 sudo=(sudo)
 if [ "$(id -u)" = 0 ]; then sudo=(); fi
-if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]}" == *" "@(server|regress)-* ]]; then
+if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]} " == *" "@(server-|regress-|pgbouncer)* ]]; then
     if [ ${#sudo[@]} != 0 ] && ! command -v sudo >/dev/null; then
         echo "apt needs root, and there is no sudo here: run make $goal as root once" >&2
         exit 1
@@ -122,8 +136,6 @@ if [ ${#apt[@]} != 0 ] || [[ " ${missing[*]}" == *" "@(server|regress)-* ]]; the
     # A list that cannot be read is often one of many; if it is the wrong one, the installation will say so.
     "${sudo[@]}" apt-get -q -q update </dev/null || echo "going on with the lists there are" >&2
 fi
-# Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
-apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 
 steps=()
 for piece in "${missing[@]}"; do
@@ -139,12 +151,18 @@ for piece in "${missing[@]}"; do
         server-*)
             if apt_has "postgresql-$major" && apt_has "postgresql-server-dev-$major"; then
                 packages+=("postgresql-$major" "postgresql-server-dev-$major")
+                if [ "$goal" = test ]; then beside "$major"; fi
             else
                 packages+=(bison bzip2 flex libicu-dev libreadline-dev perl zlib1g-dev)
                 steps+=("$piece")
             fi
             ;;
         regress-*) packages+=(bzip2) steps+=("$piece") ;;
+        pgbouncer)
+            mapfile -t libraries < <(LC_ALL=C apt-cache depends pgbouncer | sed -n 's/^ *|\{0,1\}Depends: \(lib.*\)/\1/p')
+            packages+=("${libraries[@]}")
+            steps+=("$piece")
+            ;;
         *) steps+=("$piece") ;;
     esac
 done
@@ -161,6 +179,7 @@ for piece in "${steps[@]}"; do
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
+        pgbouncer) echo "  PgBouncer, unpacked from apt's package (5 seconds)" ;;
         server-*) echo "  PostgreSQL ${piece#*-}, built from Debian's source package (5 minutes)" ;;
         regress-*) echo "  the regression files of PostgreSQL ${piece#*-}, from Debian's source package (10 seconds)" ;;
     esac
@@ -198,6 +217,13 @@ add() {
             "$MI_PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
             # Last, for its presence says that the rest is there.
             cp "$requirements" "$MI_CACHE/python/requirements.txt"
+            ;;
+        pgbouncer)
+            # Not installed, for then the system would start it now and ever after.
+            rm -rf "$MI_CACHE/pgbouncer" "$MI_CACHE/pgbouncer.new"
+            mkdir "$MI_CACHE/pgbouncer.new"
+            (cd "$MI_CACHE/pgbouncer.new" && apt-get -q -q -o APT::Sandbox::User=root download pgbouncer && dpkg-deb --extract pgbouncer_*.deb .)
+            mv "$MI_CACHE/pgbouncer.new" "$MI_CACHE/pgbouncer"
             ;;
         server-*) pgrx-config/build-postgres.sh "${1#*-}" "$MI_CACHE/postgresql-${1#*-}" ;;
         # Building that server may just have brought them.

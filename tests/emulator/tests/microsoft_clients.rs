@@ -1,4 +1,4 @@
-//! Microsoft's own clients are satisfied: `azure-identity` and `azure-keyvault-secrets`, in Python.
+//! Microsoft's own clients are satisfied: `azure-identity`, `msal` and `azure-keyvault-secrets`, in Python.
 //!
 //! `MI_PYTHON` names the interpreter of an environment with `tests/python/requirements.txt` installed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -8,7 +8,7 @@ mod common;
 use std::process::Command;
 
 use common::emulator;
-use emulator::{Emulator, Fault, Identity, OidcIssuer, Reply, Secret, TENANT};
+use emulator::{Emulator, EntraService, Fault, Identity, Log, OidcIssuer, Reply, Secret, TENANT};
 use serde_json::{Value, json};
 
 const SUBJECT: &str = "system:serviceaccount:default:postgres";
@@ -53,6 +53,16 @@ fn run(emulator: &Emulator, class: &str, more: &Value) {
     assert!(!told.contains("Ran 0 tests"), "{told}");
 }
 
+/// Every request says that this client sent it.
+fn sent_by(log: &Log, client: &str) {
+    let requests = log.requests();
+    assert!(!requests.is_empty());
+    for entry in requests {
+        let agent = entry.header("user-agent").unwrap_or_default();
+        assert!(agent.starts_with(client) || agent.contains(&format!(" {client}")), "{client}: {agent:?}");
+    }
+}
+
 #[test]
 fn azure_identity_gets_each_identity() {
     let emulator = emulator();
@@ -61,6 +71,7 @@ fn azure_identity_gets_each_identity() {
     assert_eq!(counters.issued("system", "https://storage.azure.com"), 1);
     assert_eq!(counters.issued("keys", "https://storage.azure.com"), 2);
     assert_eq!(counters.issued("keys", "https://vault.azure.net"), 1);
+    sent_by(emulator.identity().log(), "azsdk-python-identity/");
 }
 
 #[test]
@@ -75,23 +86,51 @@ fn azure_identity_is_told_of_several() {
 }
 
 #[test]
-fn azure_identity_tries_again() {
+fn azure_identity_tries_again_and_waits_as_long_as_it_is_asked_to() {
     let emulator = emulator();
     let faults = emulator.identity().faults();
-    faults.next(2, Reply::new(429).header("Retry-After", "0"));
-    faults.next(1, Fault::status(500));
-    run(&emulator, "Throttled", &json!({}));
-    assert_eq!(emulator.identity().log().count(), 4);
+    let asked_to_wait = |seconds| Fault::from(Reply::new(429).header("Retry-After", seconds));
+    let cases: [(Vec<Fault>, &[u32]); 3] = [
+        (vec![Fault::status(404)], &[]),
+        (vec![asked_to_wait("7")], &[7]),
+        (vec![asked_to_wait("0"), asked_to_wait("3"), Fault::status(500)], &[3]),
+    ];
+    for (answers, slept) in cases {
+        emulator.identity().log().clear();
+        let count = answers.len() + 1;
+        answers.into_iter().for_each(|answer| faults.next(1, answer));
+        run(&emulator, "TriesAgain", &json!({"slept": slept}));
+        assert_eq!(emulator.identity().log().count(), count);
+    }
 }
 
 #[test]
-fn azure_identity_exchanges_a_federated_token() {
+fn azure_identity_is_refused_without_its_header() {
+    let emulator = emulator();
+    run(&emulator, "NoHeader", &json!({}));
+    let requests = emulator.identity().log().requests();
+    assert_eq!(requests.iter().map(|entry| entry.status).collect::<Vec<_>>(), [Some(400)]);
+    sent_by(emulator.identity().log(), "azsdk-python-identity/");
+}
+
+#[test]
+fn msal_gets_each_identity() {
+    let emulator = emulator();
+    run(&emulator, "Msal", &json!({}));
+    let counters = emulator.identity().log().counters();
+    assert_eq!(counters.issued("system", "https://storage.azure.com"), 1);
+    assert_eq!(counters.issued("keys", "https://storage.azure.com"), 3);
+    sent_by(emulator.identity().log(), "python-requests/");
+}
+
+/// The authority of a class of the script, after that class.
+fn exchanged(class: &str) -> EntraService {
     let emulator = emulator();
     let entra = emulator.entra().unwrap();
     let cluster = OidcIssuer::new("https://oidc.test/cluster/").unwrap();
     let keys = Identity::user("keys");
     entra.trust(TENANT, &keys, &cluster, SUBJECT).unwrap();
-    let files = std::env::temp_dir().join(format!("emulator-federated-{}", std::process::id()));
+    let files = std::env::temp_dir().join(format!("emulator-federated-{class}-{}", std::process::id()));
     std::fs::create_dir_all(&files).unwrap();
     let write = |name: &str, claim: &str, value: Value| {
         let mut claims = cluster.claims(SUBJECT);
@@ -109,10 +148,21 @@ fn azure_identity_exchanges_a_federated_token() {
     let others: Vec<&str> = foreign.split('.').collect();
     std::fs::write(files.join("AADSTS700027"), format!("{}.{}.{}", parts[0], others[1], parts[2])).unwrap();
     std::fs::write(files.join("AADSTS50027"), "no token").unwrap();
-    run(&emulator, "Federated", &json!({"authority": entra.authority(), "tenant": TENANT, "files": files}));
+    run(&emulator, class, &json!({"authority": entra.authority(), "tenant": TENANT, "files": files}));
     std::fs::remove_dir_all(&files).unwrap();
     let issued = entra.log().requests().into_iter().filter(|entry| entry.token.is_some());
     assert_eq!(issued.map(|entry| entry.identity.unwrap()).collect::<Vec<_>>(), ["keys"]);
+    entra
+}
+
+#[test]
+fn azure_identity_exchanges_a_federated_token() {
+    sent_by(exchanged("Federated").log(), "azsdk-python-identity/");
+}
+
+#[test]
+fn msal_exchanges_a_federated_token() {
+    sent_by(exchanged("MsalFederated").log(), "python-requests/");
 }
 
 #[test]
@@ -130,4 +180,5 @@ fn azure_keyvault_secrets_reads_and_fails_as_against_azure() {
     let requests = vault.log().requests();
     let with_token = requests.iter().filter(|entry| entry.bearer.is_some());
     assert!(with_token.count() >= 14, "{requests:?}");
+    sent_by(vault.log(), "azsdk-python-keyvault-secrets/");
 }

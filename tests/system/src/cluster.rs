@@ -1,5 +1,7 @@
 //! A throwaway PostgreSQL server.
 
+mod standby;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -177,26 +179,16 @@ impl Cluster {
     }
 
     pub fn session_as(&self, role: &str) -> Session {
-        self.try_session(role, "postgres").expect("a session")
+        Session::open(&self.dir, role, "postgres").expect("a session")
     }
 
     pub fn session_in(&self, database: &str) -> Session {
-        self.try_session("postgres", database).expect("a session")
-    }
-
-    fn try_session(&self, role: &str, database: &str) -> Result<Session, postgres::Error> {
-        let notices = Arc::new(Mutex::new(Vec::new()));
-        let heard = notices.clone();
-        let mut config = Config::new();
-        config.host_path(self.dir.path()).user(role).dbname(database);
-        config.notice_callback(move |notice| heard.lock().unwrap().push(notice));
-        let client = config.connect(NoTls)?;
-        Ok(Session { client, notices })
+        Session::open(&self.dir, "postgres", database).expect("a session")
     }
 
     /// Waits until a server that crashed takes connections again.
     pub fn wait_until_back(&self) {
-        wait::until("the server takes connections", || self.try_session("postgres", "postgres").is_ok());
+        wait::until("the server takes connections", || Session::open(&self.dir, "postgres", "postgres").is_ok());
     }
 
     /// psql against this server, with these arguments.
@@ -242,6 +234,16 @@ pub struct Session {
 }
 
 impl Session {
+    pub(crate) fn open(folder: impl AsRef<Path>, role: &str, database: &str) -> Result<Self, postgres::Error> {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let heard = notices.clone();
+        let mut config = Config::new();
+        config.host_path(folder.as_ref()).user(role).dbname(database);
+        config.notice_callback(move |notice| heard.lock().unwrap().push(notice));
+        let client = config.connect(NoTls)?;
+        Ok(Self { client, notices })
+    }
+
     /// Runs statements; panics on an error.
     pub fn run(&mut self, sql: &str) {
         self.client.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {}", told(&error)));
@@ -348,7 +350,7 @@ fn bindir() -> PathBuf {
 }
 
 /// A command as the user that servers run as: PostgreSQL refuses to be root.
-fn as_server(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn as_server(program: impl AsRef<std::ffi::OsStr>) -> Command {
     if is_root() {
         let mut command = Command::new("runuser");
         command.args(["-u", "postgres", "--"]).arg(program);
@@ -392,7 +394,7 @@ fn append(path: &Path, more: &str) {
     fs::write(path, old + more).expect("a file");
 }
 
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().expect("it runs");
     assert!(output.status.success(), "{command:?}: {}", text(&output));
 }

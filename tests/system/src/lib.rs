@@ -2,20 +2,24 @@
 //! installed, Azurite, and the emulator, wired together. Everything ends when it is dropped.
 //!
 //! `make test` sets the environment: PG_CONFIG (the server under test), PG15_CONFIG, MI_AZURITE,
-//! MI_PYTHON, MI_CACHE.
+//! MI_PGBOUNCER, MI_PYTHON, MI_CACHE.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
 mod azurite;
 mod cluster;
+mod companion;
 mod outcome;
+mod pgbouncer;
 mod pod;
 pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
 pub use cluster::{Cluster, Options, Session, is_root, major, pg_config, programs_of};
+pub use companion::has_extension;
 pub use outcome::outcome;
+pub use pgbouncer::PgBouncer;
 pub use pod::{Pod, SUBJECT};
 pub use world::{ACCOUNT, World};
 

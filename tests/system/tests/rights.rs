@@ -131,6 +131,40 @@ fn the_current_user_counts_as_for_tables() {
 }
 
 #[test]
+fn a_definers_token_is_his_and_a_refresh_has_the_rights_of_the_views_owner() {
+    let world = World::new();
+    let (mut etl, mut nobody) = (world.role("etl"), world.role("nobody"));
+    let mut session = world.session();
+    // The token is at hand for whoever may use it: what is refused below is refused for want of rights.
+    session.run(
+        "GRANT USAGE ON FOREIGN SERVER machine TO etl; GRANT ALL ON SCHEMA public TO etl, nobody;
+         GRANT EXECUTE ON FUNCTION managed_identity.access_token TO etl;
+         SELECT managed_identity.access_token('storage')",
+    );
+    let call = "length(managed_identity.access_token('storage')) > 100";
+    etl.run(&format!(
+        "CREATE FUNCTION lent() RETURNS bool LANGUAGE sql SECURITY DEFINER AS $f$SELECT {call}$f$;
+         CREATE FUNCTION own() RETURNS bool LANGUAGE sql SECURITY INVOKER AS $f$SELECT {call}$f$;
+         CREATE MATERIALIZED VIEW m AS SELECT own()"
+    ));
+    let mut called = |sql: &str| nobody.try_rows(sql).map_err(|error| error.code().code().to_owned());
+    assert_eq!(called("SELECT lent()"), Ok(vec!["t".into()]));
+    assert_eq!(called("SELECT own()"), Err("42501".into()));
+    session.run("REFRESH MATERIALIZED VIEW m");
+    // What its owner may not do, nobody does for him, a superuser no more than another.
+    session.run("ALTER FUNCTION lent() OWNER TO nobody; ALTER MATERIALIZED VIEW m OWNER TO nobody");
+    assert_eq!(session.sqlstate("SELECT lent()"), "42501");
+    assert_eq!(session.sqlstate("REFRESH MATERIALIZED VIEW m"), "42501");
+    session.run("GRANT EXECUTE ON FUNCTION managed_identity.access_token TO nobody");
+    for sql in ["SELECT lent()", "REFRESH MATERIALIZED VIEW m"] {
+        let error = session.error(sql);
+        assert!(error.message().contains("machine"), "it is USAGE that is missing: {error:?}");
+    }
+    session.run("GRANT USAGE ON FOREIGN SERVER machine TO nobody; REFRESH MATERIALIZED VIEW m");
+    assert_eq!((session.value("SELECT lent()"), world.asked()), ("t".to_owned(), 1));
+}
+
+#[test]
 fn nobody_drops_a_token_that_he_may_not_use() {
     let world = World::new();
     let mut etl = world.role("etl");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::refusal::{
     AUDIENCE, GRANT, ISSUER, MALFORMED, NO_CLIENT, NO_PARAMETER, NO_TENANT, Refusal, SCOPE, SIGNATURE, SUBJECT, TIME,
 };
-use super::{Credential, Directory, EXCHANGE};
+use super::{Credential, Directory, EXCHANGE, Tenant};
 use crate::Identity;
 use crate::error::lock;
 use crate::http::{Body, Handler, json_response};
@@ -23,6 +23,7 @@ use crate::log::Record;
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 const FORM: &str = "application/x-www-form-urlencoded";
+const CONFIGURATION: &str = "/v2.0/.well-known/openid-configuration";
 
 type Fields = Vec<(String, String)>;
 
@@ -35,10 +36,22 @@ impl Exchange {
         Self { directory }
     }
 
+    /// Where a client that asks first is told to exchange.
+    fn configuration(&self, tenant: &str, record: &Record) -> Result<Value, Refusal> {
+        let directory = lock(&self.directory);
+        let tenant = directory.tenant(tenant)?.issuer.tenant();
+        let authority = format!("https://{}/{tenant}", record.local());
+        Ok(json!({
+            "issuer": format!("https://login.microsoftonline.com/{tenant}/v2.0"),
+            "authorization_endpoint": format!("{authority}/oauth2/v2.0/authorize"),
+            "token_endpoint": format!("{authority}/oauth2/v2.0/token"),
+            "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+        }))
+    }
+
     fn token(&self, tenant: &str, form: &Fields, record: &Record) -> Result<Value, Refusal> {
         let directory = lock(&self.directory);
-        let tenant = directory.tenants.iter().find(|known| known.issuer.tenant().eq_ignore_ascii_case(tenant));
-        let tenant = tenant.ok_or(NO_TENANT)?;
+        let tenant = directory.tenant(tenant)?;
         let [grant, client, scope, kind, assertion] =
             ["grant_type", "client_id", "scope", "client_assertion_type", "client_assertion"]
                 .map(|name| value(form, name));
@@ -69,9 +82,22 @@ impl Exchange {
     }
 }
 
+impl Directory {
+    fn tenant(&self, id: &str) -> Result<&Tenant, Refusal> {
+        let mut tenants = self.tenants.iter();
+        tenants.find(|known| known.issuer.tenant().eq_ignore_ascii_case(id)).ok_or(NO_TENANT)
+    }
+}
+
 impl Handler for Exchange {
     async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         let path = request.uri().path().to_owned();
+        if let Some(tenant) = path.strip_prefix('/').and_then(|path| path.strip_suffix(CONFIGURATION)) {
+            return match self.configuration(tenant, &record) {
+                Ok(document) => json_response(StatusCode::OK, &document),
+                Err(refusal) => json_response(refusal.status, &refusal.body()),
+            };
+        }
         let tenant = path.strip_prefix('/').and_then(|path| path.strip_suffix("/oauth2/v2.0/token"));
         let Some(tenant) = tenant.filter(|tenant| !tenant.contains('/')) else {
             return json_response(StatusCode::NOT_FOUND, &json!({"error": "not_found"}));

@@ -7,13 +7,17 @@ import base64
 import json
 import os
 import unittest
+from unittest import mock
 
+import msal
+import requests
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import (
     ClientAuthenticationError,
     HttpResponseError,
     ResourceNotFoundError,
 )
+from azure.core.pipeline.transport import RequestsTransport
 from azure.identity import (
     CredentialUnavailableError,
     ManagedIdentityCredential,
@@ -86,12 +90,100 @@ class OnlyIdentity(unittest.TestCase):
         self.assertEqual(claims(token)["appid"], AT["keys"]["client_id"])
 
 
-class Throttled(unittest.TestCase):
-    """azure-identity; the emulator answers 429 twice, then 500, then rightly."""
+class TriesAgain(unittest.TestCase):
+    """azure-identity; the emulator answers otherwise at first, then rightly."""
 
-    def test_it_tries_again(self):
-        token = ManagedIdentityCredential().get_token(STORAGE)
+    def test_until_it_is_answered_rightly(self):
+        with mock.patch("time.sleep") as sleep:
+            token = ManagedIdentityCredential(retry_backoff_factor=0).get_token(STORAGE)
         self.assertEqual(claims(token)["appid"], AT["system"]["client_id"])
+        # What it would have slept: what it was asked to, and no more.
+        self.assertEqual([call.args[0] for call in sleep.call_args_list], AT["slept"])
+
+
+class WithoutHeader(RequestsTransport):
+    """Sends no header Metadata, as a stranger's request that somebody was made to forward."""
+
+    def send(self, request, **kwargs):
+        del request.headers["Metadata"]
+        return super().send(request, **kwargs)
+
+
+class NoHeader(unittest.TestCase):
+    """azure-identity, and a header that is lost on the way."""
+
+    def test_it_is_refused(self):
+        credential = ManagedIdentityCredential(transport=WithoutHeader())
+        with self.assertRaisesRegex(CredentialUnavailableError, "Required metadata header not specified"):
+            credential.get_token(STORAGE)
+
+
+class Msal(unittest.TestCase):
+    """msal's own client of managed identities; the emulator has a system-assigned identity and `keys`."""
+
+    def ask(self, identity):
+        client = msal.ManagedIdentityClient(identity, http_client=requests.Session())
+        answer = client.acquire_token_for_client(resource="https://storage.azure.com")
+        if "access_token" in answer:
+            again = client.acquire_token_for_client(resource="https://storage.azure.com")
+            self.assertEqual(again["token_source"], "cache")
+            self.assertEqual(again["access_token"], answer["access_token"])
+        return answer
+
+    def test_each_identity(self):
+        of_user = msal.UserAssignedManagedIdentity
+        keys = AT["keys"]
+        for identity, client_id in [
+            (msal.SystemAssignedManagedIdentity(), AT["system"]["client_id"]),
+            (of_user(client_id=keys["client_id"]), keys["client_id"]),
+            (of_user(object_id=keys["object_id"]), keys["client_id"]),
+            (of_user(resource_id=keys["resource_id"]), keys["client_id"]),
+        ]:
+            with self.subTest(identity):
+                answer = self.ask(identity)
+                self.assertEqual(claims(AccessToken(answer["access_token"], 0))["appid"], client_id)
+                self.assertEqual(answer["token_type"], "Bearer")
+                self.assertGreater(answer["expires_in"], 3600)
+
+    def test_unknown_identity(self):
+        answer = self.ask(msal.UserAssignedManagedIdentity(client_id="00000000-0000-0000-0000-000000000000"))
+        self.assertEqual(answer["error"], "invalid_request")
+        self.assertIn("Identity not found", answer["error_description"])
+
+
+class MsalFederated(unittest.TestCase):
+    """msal's confidential client, whose assertion is a federated token; files are named as in Federated."""
+
+    def ask(self, file="good", client_id=AT["keys"]["client_id"]):
+        with open(os.path.join(AT["files"], file), encoding="ascii") as token:
+            assertion = token.read()
+        http_client = requests.Session()
+        http_client.verify = AT["ca"]
+        # Another authority in the environment would come before this one.
+        http_client.trust_env = False
+        client = msal.ConfidentialClientApplication(
+            client_id,
+            client_credential={"client_assertion": assertion},
+            authority=f"{AT['authority']}/{AT['tenant']}",
+            instance_discovery=False,
+            http_client=http_client,
+        )
+        return client.acquire_token_for_client([STORAGE])
+
+    def test_token(self):
+        found = claims(AccessToken(self.ask()["access_token"], 0))
+        self.assertEqual(found["appid"], AT["keys"]["client_id"])
+        self.assertEqual(found["tid"], AT["tenant"])
+        self.assertEqual(found["aud"], "https://storage.azure.com")
+
+    def test_refusals(self):
+        cases = [(name, self.ask(name)) for name in os.listdir(AT["files"]) if name != "good"]
+        cases.append(("AADSTS700016", self.ask(client_id="00000000-0000-0000-0000-000000000000")))
+        self.assertEqual(len(cases), 7)
+        for number, answer in cases:
+            with self.subTest(number):
+                self.assertIn(number + ":", answer["error_description"])
+                self.assertEqual(answer["error_codes"], [int(number.removeprefix("AADSTS"))])
 
 
 class Federated(unittest.TestCase):
