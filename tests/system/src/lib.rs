@@ -10,13 +10,15 @@ mod azurite;
 mod cluster;
 mod outcome;
 mod pod;
+mod programs;
 pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
-pub use cluster::{Cluster, Options, Session, is_root, major, pg_config, programs_of};
+pub use cluster::{Cluster, Options, Session};
 pub use outcome::outcome;
 pub use pod::{Pod, SUBJECT};
+pub use programs::{is_root, major, pg_config, programs_of};
 pub use world::{ACCOUNT, World};
 
 /// The value of a variable that `make test` sets.
