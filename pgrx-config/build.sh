@@ -45,19 +45,18 @@ rm -rf "$target/library-pg$major"
 
 # No path of this machine goes into the library: rustc's and the C compiler's names of files begin at the same made-up
 # roots everywhere. The later prefix wins, so the outer comes first.
-flags=${RUSTFLAGS:-}
-flags=${flags// /$'\x1f'}
+read -r -a flags <<<"${RUSTFLAGS:-}"
 c_flags=${CFLAGS:-}
 for root in "$(rustc --print sysroot)=/rust" "${CARGO_HOME:-$HOME/.cargo}=/cargo" "$PWD=/managed_identity" "$target=/target"; do
-    flags+=${flags:+$'\x1f'}--remap-path-prefix=$root
+    flags+=("--remap-path-prefix=$root")
     c_flags+=" -ffile-prefix-map=$root"
 done
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
+export CARGO_ENCODED_RUSTFLAGS
 # With other flags cargo builds everything again, so these have a folder of their own.
 export CARGO_TARGET_DIR=$target/library
-# cargo gives the libraries of all majors one name, and takes one for the other when both have been built before.
-cargo clean --quiet --release -p managed_identity 2>/dev/null || true
 # What packages are dated by is no matter of the library's, and would make cargo build the C library again.
-env -u SOURCE_DATE_EPOCH -u RUSTFLAGS CARGO_ENCODED_RUSTFLAGS="$flags" CFLAGS="$c_flags" \
+env -u SOURCE_DATE_EPOCH CFLAGS="$c_flags" \
     cargo build --locked --release --lib -p managed_identity --no-default-features --features "pg$major"
 install -D -m 755 "$CARGO_TARGET_DIR/release/libmanaged_identity.so" "$library"
 {

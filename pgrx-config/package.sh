@@ -96,6 +96,8 @@ CHANGELOG
 mkdir "$work/debian"
 printf 'Source: managed-identity\n\nPackage: %s\nArchitecture: any\n' "$package" >"$work/debian/control"
 libraries=$(cd "$work" && dpkg-shlibdeps -O deb/usr/lib/postgresql/*/lib/managed_identity.so | sed -n 's/^shlibs:Depends=//p')
+# As dpkg-gencontrol counts, which asks no file system how large its folders are.
+kilobytes=$(find "$deb/usr" \( -type f -printf '%s\n' -o -printf '1\n' \) | awk '{ sum += int(($1 + 1023) / 1024) } END { print sum }')
 cat >"$deb/DEBIAN/control" <<CONTROL
 Package: $package
 Source: managed-identity
@@ -106,7 +108,7 @@ Section: database
 Priority: optional
 Depends: postgresql-$major, $libraries
 Recommends: ca-certificates
-Installed-Size: $(du -k --apparent-size -s "$deb/usr" | cut -f 1)
+Installed-Size: $kilobytes
 Description: PostgreSQL $major signs in to Azure as itself
  With the managed identity of its machine the server copies tables to and from
  Azure Blob Storage, reads Key Vault secrets and hands out access tokens. No
