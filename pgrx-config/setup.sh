@@ -65,8 +65,8 @@ case $goal in
     test) packages+=(python3-venv procps) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
-    package) packages+=(dpkg-dev) ;;
-    test-package) packages+=(dpkg-dev debootstrap lintian python3-venv) ;;
+    package) packages+=(dpkg-dev git) ;;
+    test-package) packages+=(dpkg-dev git debootstrap lintian python3-venv) ;;
 esac
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers+=(any); fi
