@@ -10,7 +10,8 @@ pgrx-config/setup.sh test-package
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
-if changed=$(git status --porcelain) && [ -n "$changed" ]; then
+changed=$(git status --porcelain --untracked-files=no)
+if [ -n "$changed" ]; then
     echo "packages are of a commit; please commit these first:" >&2
     echo "$changed" >&2
     exit 1

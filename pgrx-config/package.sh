@@ -23,14 +23,17 @@ done
 
 # The commit's time is the time of everything, and its author answers for it: neither this machine's clock nor its
 # user goes into a package.
-commit=$(git log -1 --format='%ct %an <%ae>' 2>/dev/null || true)
-if [ -z "$commit" ] && { [ -z "${SOURCE_DATE_EPOCH:-}" ] || [ -z "${MAINTAINER:-}" ]; }; then
-    echo "this is no git repository: set SOURCE_DATE_EPOCH to the seconds since 1970 that the packages shall be of," >&2
-    echo "and MAINTAINER to who answers for them: 'Name <mail address>'" >&2
-    exit 1
+time=${SOURCE_DATE_EPOCH:-}
+maintainer=${MAINTAINER:-}
+if [ -z "$time" ] || [ -z "$maintainer" ]; then
+    if ! commit=$(git log -1 --format='%ct %an <%ae>'); then
+        echo "without git set SOURCE_DATE_EPOCH to the seconds since 1970 that the packages shall be of, and" >&2
+        echo "MAINTAINER to who answers for them: 'Name <mail address>'" >&2
+        exit 1
+    fi
+    time=${time:-${commit%% *}}
+    maintainer=${maintainer:-${commit#* }}
 fi
-time=${SOURCE_DATE_EPOCH:-${commit%% *}}
-maintainer=${MAINTAINER:-${commit#* }}
 
 major=$(mi_major "$pg_config")
 version=$(mi_version)
