@@ -8,7 +8,7 @@ help:
 	@echo 'make package PG_CONFIG=/path/to/pg_config'
 	@echo '              a .deb, a .tar.gz and the folder of an image, in target/dist'
 	@echo 'make test-package'
-	@echo '              build packages twice, compare them, install the .deb into a new system'
+	@echo '              build packages twice, compare them, install the .deb into a new Debian and use it there'
 	@echo 'make bench    the benchmarks, as ratios'
 	@echo 'make soak     five minutes of random faults; SEED=n repeats a run'
 	@echo 'make lint     formatting, shellcheck, clippy, licences, and what may be linked'

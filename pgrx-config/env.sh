@@ -60,6 +60,22 @@ mi_debian_pg_config() {
     done
 }
 
+# The full path of the pg_config that somebody has named.
+mi_find_pg_config() {
+    local pg_config
+    if ! pg_config=$(command -v "$1"); then
+        echo "no pg_config at $1" >&2
+        return 1
+    fi
+    realpath --no-symlinks "$pg_config"
+}
+
+# The major of the server of that pg_config.
+mi_major() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }
+
+# The version of the extension.
+mi_version() { sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"$/\1/p' "$PGRX_HOME/../Cargo.toml"; }
+
 # The Debian mirror that this machine already uses.
 mi_debian_mirror() {
     local mirror=${MI_DEBIAN_MIRROR:-}

@@ -32,6 +32,9 @@ done
 echo "== licences, bans, sources"
 cargo deny --locked check --hide-inclusion-graph licenses bans sources
 
+echo "== notices"
+pgrx-config/notices.sh check
+
 echo "== advisories"
 if GIT_TERMINAL_PROMPT=0 timeout 120 cargo deny --locked fetch db >/dev/null 2>&1; then
     cargo deny --locked check --hide-inclusion-graph advisories

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # package-test.sh: what package.sh promises of the commit that is checked out.
 #
-# Builds it twice from different folders and compares every byte; then installs the .deb into a new Debian, where
-# nothing else is, holds its dependencies against what the library is linked to, and creates the extension there.
+# Builds the packages once more elsewhere and compares every byte; then installs the .deb into a new Debian, where
+# nothing else is, and shows the demo to a server there; then has PostgreSQL 18 use the folder of the image.
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.."
@@ -10,12 +10,18 @@ pgrx-config/setup.sh test-package
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
+changed=$(git status --porcelain --untracked-files=no)
+if [ -n "$changed" ]; then
+    echo "packages are of a commit; please commit these first:" >&2
+    echo "$changed" >&2
+    exit 1
+fi
 pg_config=$(mi_debian_pg_config)
 if [ -z "$pg_config" ]; then
     echo "apt has no PostgreSQL 15 to 18 here, so the package cannot be installed beside one" >&2
     exit 1
 fi
-major=$("$pg_config" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+major=$(mi_major "$pg_config")
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:?no name of a release in /etc/os-release}")
 mirror=$(mi_debian_mirror)
 sudo=()
@@ -24,48 +30,63 @@ if [ "$(id -u)" != 0 ]; then sudo=(sudo); fi
 work=$(mktemp -d)
 root=$work/root
 inside() { "${sudo[@]}" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"; }
-as_postgres() { inside runuser -u postgres -- "$@"; }
-server=/usr/lib/postgresql/$major/bin
-data=/var/lib/postgresql/data
 cleanup() {
-    if [ -e "$root$data/postmaster.pid" ]; then as_postgres "$server/pg_ctl" -D "$data" -m immediate stop || true; fi
     # What is mounted there is not ours to remove.
     "${sudo[@]}" rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 
-# 1. Twice, from paths of different length.
+# 1. Twice: here, with the library that the tests have tried, if they have run; and from nothing but the commit, at a
+# longer path, in another time zone, language and umask.
+dist=$(realpath -m "${CARGO_TARGET_DIR:-target}")/dist
+rm -rf "$dist"
+pgrx-config/package.sh "$pg_config"
+cp -a "$dist" "$work/dist"
+folder=$work/another/and/longer/path
 commit=$(git rev-parse HEAD)
-dists=()
-for folder in "$work/one" "$work/another/and/longer/two"; do
-    echo "== building $commit in $folder"
-    git clone --quiet --no-checkout . "$folder"
-    git -C "$folder" checkout --quiet --detach "$commit"
-    env -u CARGO_TARGET_DIR "$folder/pgrx-config/package.sh" "$pg_config"
-    dists+=("$folder/target/dist")
-done
+echo "== building $commit once more, in $folder"
+git clone --quiet --no-checkout . "$folder"
+git -C "$folder" checkout --quiet --detach "$commit"
+(umask 077 && env -u CARGO_TARGET_DIR TZ=Pacific/Kiritimati LC_ALL=C "$folder/pgrx-config/package.sh" "$pg_config")
 echo "== comparing"
-diff -r "${dists[@]}"
-(cd "${dists[0]}" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+diff -r "$work/dist" "$folder/target/dist"
+(cd "$work/dist" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum)
 # Both were built with the same home, so a path from there would be the same in both.
-if grep -r -l -a -F -e "$work" -e "${CARGO_HOME:-$HOME/.cargo}/" "${dists[0]}"; then
+if grep -r -l -a -F -e "$work" -e "$PWD/" -e "${CARGO_HOME:-$HOME/.cargo}/" "$work/dist" "$folder/target/dist"; then
     echo "these hold a path of this machine" >&2
     exit 1
 fi
+rm -rf "$folder"
+if [ "$major" != 18 ]; then pgrx-config/package.sh "$PG18_CONFIG"; fi
+
+echo "== lintian"
+# Debian's first upload of a package closes the wish for it. This one is not Debian's.
+lintian --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs "$dist"/*.deb
 
 # 2. A system with nothing but what every Debian has.
-echo "== a new $suite from $mirror"
-"${sudo[@]}" debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || {
-    tail -n 20 "$work/debootstrap.log" >&2
-    exit 1
-}
-# No cluster is made and nothing is started when the server is installed: the one below is enough.
+base=$MI_CACHE/debian-$suite-$(dpkg --print-architecture).tar
+if [ ! -e "$base" ]; then
+    echo "== a new $suite from $mirror, kept in $base"
+    "${sudo[@]}" debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || {
+        tail -n 20 "$work/debootstrap.log" >&2
+        exit 1
+    }
+    "${sudo[@]}" tar --numeric-owner -C "$root" -c . >"$base.new"
+    mv "$base.new" "$base"
+    "${sudo[@]}" rm -rf "$root"
+fi
+mkdir "$root"
+"${sudo[@]}" tar --numeric-owner -C "$root" -x -p -f "$base"
+echo "deb $mirror $suite main" | "${sudo[@]}" tee "$root/etc/apt/sources.list" >/dev/null
+"${sudo[@]}" cp /etc/resolv.conf /etc/hosts "$root/etc"
+# No cluster is made and nothing is started when the server is installed: the demo makes its own.
 "${sudo[@]}" mkdir -p "$root/etc/postgresql-common/createcluster.d"
 echo 'create_main_cluster = false' | "${sudo[@]}" tee "$root/etc/postgresql-common/createcluster.d/none.conf" >/dev/null
 printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$root/usr/sbin/policy-rc.d" >/dev/null
 "${sudo[@]}" chmod 755 "$root/usr/sbin/policy-rc.d"
-deb=$(basename "${dists[0]}"/*.deb)
-"${sudo[@]}" cp "${dists[0]}/$deb" "$root/tmp"
+deb=postgresql-$major-managed-identity_$(mi_version)-1_$(dpkg --print-architecture).deb
+echo "== apt-get install ./$deb"
+"${sudo[@]}" cp "$dist/$deb" "$root/tmp"
 inside apt-get -q -q update
 inside apt-get -q -q -y -o Dpkg::Use-Pty=0 install --no-install-recommends "/tmp/$deb" >"$work/apt.log" 2>&1 || {
     tail -n 20 "$work/apt.log" >&2
@@ -97,30 +118,23 @@ for library in "${libraries[@]}"; do
     fi
 done
 
-# 4. It works there.
-echo "== CREATE EXTENSION"
-as_postgres "$server/initdb" -D "$data" -A trust >/dev/null
-# sysv: nothing is mounted on the new system's /dev/shm.
-as_postgres "$server/pg_ctl" -D "$data" -w -l /tmp/log start -o "-c shared_preload_libraries=managed_identity \
-    -c listen_addresses= -c unix_socket_directories=/tmp -c dynamic_shared_memory_type=sysv \
-    -c managed_identity.imds_endpoint=http://127.0.0.1:1" >/dev/null || {
-    cat "$root/tmp/log" >&2
-    exit 1
-}
-sql() { as_postgres psql -X -q -A -t -h /tmp -v ON_ERROR_STOP=1 -c "$1"; }
-sql "CREATE EXTENSION managed_identity; CREATE SERVER sales FOREIGN DATA WRAPPER azure_storage"
-[ "$(sql "SELECT count(*) FROM pg_foreign_server")" = 2 ]
-# Nothing answers at that endpoint; that it was asked shows that the library is there and works.
-answer=$(sql "SELECT managed_identity.access_token('storage')" 2>&1 || true)
-if ! grep -q '127.0.0.1:1' <<<"$answer"; then
-    echo "$answer" >&2
-    exit 1
-fi
-[ "$(sql "SELECT failures FROM managed_identity.cached_tokens")" = 1 ]
-as_postgres "$server/pg_ctl" -D "$data" -m fast stop >/dev/null
+# 4. It works there. The demo and the peers run out here, the server and psql in there; /tmp is what both see, for as
+# long as the demo runs.
+echo "== the demo"
+cargo build --quiet -p server-tests --bin demo
+demo=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/demo
+# shellcheck disable=SC2016 # the inner shell expands it
+"${sudo[@]}" env PATH="$PATH" LC_ALL=C MI_ROOT="$root" PG_CONFIG="/usr/lib/postgresql/$major/bin/pg_config" \
+    MI_AZURITE="$MI_AZURITE" MI_PYTHON="$MI_PYTHON" \
+    unshare --mount sh -c 'mount --bind /tmp "$MI_ROOT/tmp" && exec "$@"' sh "$demo"
 inside dpkg --purge "postgresql-$major-managed-identity" >/dev/null
 if inside find /usr -name '*managed?identity*' | grep .; then
     echo "purging the package leaves these behind" >&2
     exit 1
 fi
+
+# 5. The folder of the image, read-only and with nothing of ours installed in the server.
+echo "== the image's folder"
+PG_CONFIG=$PG18_CONFIG MI_IMAGE=$dist/managed_identity-$(mi_version)-pg18-image \
+    cargo test --quiet -p server-tests --test mounted -- --show-output
 echo "test-package: all is well"

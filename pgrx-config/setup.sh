@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh demo|test|bench|lint|install|package|test-package
+# setup.sh demo|test|bench|lint|install|package|test-package|notices
 #
 # Finds out what that goal needs and this machine lacks, prints it, and installs just that.
 set -euo pipefail
@@ -8,9 +8,10 @@ cd "$(dirname "$0")/.."
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
-goal=${1:?for which goal: demo, test, bench, lint, install, package or test-package?}
+goal=${1:?for which goal: demo, test, bench, lint, install, package, test-package or notices?}
 pgrx_version=$(sed -n 's/^pgrx = .*"=\([0-9.]*\)".*/\1/p' Cargo.toml)
 deny_version=0.20.2
+about_version=0.9.3
 requirements=tests/emulator/tests/python/requirements.txt
 
 # 1. What is given. This script touches nobody's Rust or node.
@@ -28,7 +29,7 @@ elif [ "$goal" = lint ] && ! { runs cargo fmt && runs cargo clippy; }; then
     wanted+=("rustfmt and clippy: rustup component add rustfmt clippy")
 fi
 case $goal in
-    demo | test | bench)
+    demo | test | bench | test-package)
         if ! at_least 20 node --version || ! runs npm; then
             wanted+=("node 20 or newer, with npm: https://nodejs.org/en/download")
         fi
@@ -52,7 +53,8 @@ case $goal in
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
     package) ;;
-    test-package) ;;
+    test-package) pieces=(azurite python) servers=(18) ;;
+    notices) pieces=(cargo-about) ;;
     *)
         echo "unknown goal: $goal" >&2
         exit 1
@@ -63,8 +65,8 @@ case $goal in
     test) packages+=(python3-venv procps) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
-    package) packages+=(dpkg-dev) ;;
-    test-package) packages+=(dpkg-dev debootstrap) ;;
+    package) packages+=(dpkg-dev git) ;;
+    test-package) packages+=(dpkg-dev git debootstrap lintian python3-venv) ;;
 esac
 # Not grep -q: it leaves early, apt-cache then dies writing, and pipefail says no.
 apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
@@ -80,7 +82,7 @@ if [ "$goal" = test ]; then
     done
 fi
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
-if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
+if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers+=(any); fi
 
 # 3. What of that is missing.
 missing_packages() {
@@ -95,6 +97,7 @@ present() {
     case $1 in
         cargo-pgrx) [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $pgrx_version" ] ;;
         cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
+        cargo-about) [ "$(cargo about --version 2>/dev/null)" = "cargo-about $about_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         pgbouncer) [ -x "$MI_PGBOUNCER" ] ;;
@@ -177,6 +180,7 @@ for piece in "${steps[@]}"; do
     case $piece in
         cargo-pgrx) echo "  cargo-pgrx $pgrx_version, compiled (5 minutes)" ;;
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
+        cargo-about) echo "  cargo-about $about_version, compiled (4 minutes)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
         pgbouncer) echo "  PgBouncer, unpacked from apt's package (5 seconds)" ;;
@@ -197,12 +201,13 @@ install_packages() {
     "${sudo[@]}" rm -f "$no_cluster"
     trap - EXIT
 }
-from_crates() { cargo install --quiet --root "$MI_CACHE/tools" --locked --force --version "$2" "$1"; }
+from_crates() { cargo install --quiet --root "$MI_CACHE/tools" --locked --force --version "$2" "${@:3}" "$1"; }
 add() {
     echo "adding $1"
     case $1 in
         cargo-pgrx) from_crates cargo-pgrx "$pgrx_version" ;;
         cargo-deny) from_crates cargo-deny "$deny_version" ;;
+        cargo-about) from_crates cargo-about "$about_version" --features cli ;;
         azurite)
             rm -rf "$MI_CACHE/azurite" "$MI_CACHE/azurite.new"
             mkdir "$MI_CACHE/azurite.new"

@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres::error::DbError;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tempfile::TempDir;
 
-use crate::{given, wait};
+use crate::programs::{as_server, bindir, is_root, program};
+use crate::wait;
 
 /// What a server is started with, beside what every test needs.
 #[derive(Default, Clone)]
@@ -193,7 +194,7 @@ impl Cluster {
 
     /// psql against this server, with these arguments.
     pub fn psql(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.programs().join("psql"));
+        let mut command = program(self.programs().join("psql"));
         command.env_remove("PGOPTIONS").args(["-X", "-h"]).arg(self.dir.path());
         command.args(["-U", "postgres", "-d", "postgres"]).args(arguments).stdin(Stdio::null());
         command
@@ -201,7 +202,7 @@ impl Cluster {
 
     /// Another program of this server, connected to it.
     pub fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs().join(name));
+        let mut command = program(self.programs().join(name));
         command.arg("-h").arg(self.dir.path()).args(["-U", "postgres"]).stdin(Stdio::null());
         command
     }
@@ -316,53 +317,6 @@ fn db_error(error: &postgres::Error, sql: &str) -> DbError {
 
 fn told(error: &postgres::Error) -> String {
     error.as_db_error().map_or_else(|| error.to_string(), |error| format!("{error:?}"))
-}
-
-/// What the pg_config of the server under test says.
-pub fn pg_config(option: &str) -> String {
-    ask_pg_config(&given("PG_CONFIG"), option)
-}
-
-/// The folder of the programs of another server: that of the pg_config in this variable.
-pub fn programs_of(variable: &str) -> PathBuf {
-    ask_pg_config(&given(variable), "--bindir").into()
-}
-
-fn ask_pg_config(pg_config: &str, option: &str) -> String {
-    let output = Command::new(pg_config).arg(option).output().unwrap_or_else(|error| panic!("{pg_config}: {error}"));
-    String::from_utf8(output.stdout).expect("text").trim().to_owned()
-}
-
-/// The server's major version.
-pub fn major() -> u32 {
-    static MAJOR: OnceLock<u32> = OnceLock::new();
-    *MAJOR.get_or_init(|| {
-        let version = pg_config("--version");
-        let number: String =
-            version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
-        number.parse().expect("a version")
-    })
-}
-
-fn bindir() -> PathBuf {
-    static BINDIR: OnceLock<PathBuf> = OnceLock::new();
-    BINDIR.get_or_init(|| pg_config("--bindir").into()).clone()
-}
-
-/// A command as the user that servers run as: PostgreSQL refuses to be root.
-pub(crate) fn as_server(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    if is_root() {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(program);
-        command.current_dir("/");
-        return command;
-    }
-    Command::new(program)
-}
-
-/// Whether this is root, who runs servers as another user.
-pub fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
 /// A folder that the server may write to, with a short path: a socket's has 107 bytes at most.

@@ -12,15 +12,17 @@ mod companion;
 mod outcome;
 mod pgbouncer;
 mod pod;
+mod programs;
 pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
-pub use cluster::{Cluster, Options, Session, is_root, major, pg_config, programs_of};
+pub use cluster::{Cluster, Options, Session};
 pub use companion::has_extension;
 pub use outcome::outcome;
 pub use pgbouncer::PgBouncer;
 pub use pod::{Pod, SUBJECT};
+pub use programs::{is_root, major, pg_config, programs_of};
 pub use world::{ACCOUNT, World};
 
 /// The value of a variable that `make test` sets.

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::cluster::{as_server, run, shared_folder};
+use crate::cluster::{run, shared_folder};
+use crate::programs::as_server;
 use crate::{Cluster, Session, given, wait};
 
 /// A running PgBouncer. Ended when dropped.

@@ -6,16 +6,33 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use server_tests::{ACCOUNT, Options, World, is_root, major, pg_config};
 use tempfile::TempDir;
 
-/// The installed files in the layout of an image's folder; nobody may write there.
+/// The folder that `make package` has written, named by `make test-package`; else the installed files in its layout.
+/// Nobody may write there.
 fn image() -> TempDir {
     let folder = tempfile::Builder::new().prefix("mi-image-").tempdir_in("/tmp").unwrap();
     let (lib, share) = (folder.path().join("lib"), folder.path().join("share/extension"));
-    fs::create_dir(&lib).unwrap();
-    fs::create_dir_all(&share).unwrap();
+    match std::env::var_os("MI_IMAGE") {
+        Some(image) => {
+            let (image, copy) = (Path::new(&image), folder.path());
+            let done = Command::new("cp").arg("-R").args([image.join("lib"), image.join("share")]).arg(copy).status();
+            assert!(done.unwrap().success(), "{}", image.display());
+        }
+        None => copy_installed(&lib, &share),
+    }
+    for folder in [&lib, &share, &folder.path().join("share"), &folder.path().to_owned()] {
+        fs::set_permissions(folder, Permissions::from_mode(0o555)).unwrap();
+    }
+    folder
+}
+
+fn copy_installed(lib: &Path, share: &Path) {
+    fs::create_dir(lib).unwrap();
+    fs::create_dir_all(share).unwrap();
     let library = "managed_identity.so";
     fs::copy(Path::new(&pg_config("--pkglibdir")).join(library), lib.join(library)).unwrap();
     for file in fs::read_dir(Path::new(&pg_config("--sharedir")).join("extension")).unwrap() {
@@ -25,10 +42,6 @@ fn image() -> TempDir {
             fs::copy(file.path(), share.join(file.file_name())).unwrap();
         }
     }
-    for folder in [&lib, &share, &folder.path().join("share"), &folder.path().to_owned()] {
-        fs::set_permissions(folder, Permissions::from_mode(0o555)).unwrap();
-    }
-    folder
 }
 
 #[test]
