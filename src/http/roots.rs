@@ -34,6 +34,27 @@ impl CaFile {
     }
 }
 
+/// Which authorities a client trusts now, in words; a failure where there is none.
+pub fn trusted(ca_file: Option<&CaFile>) -> Result<String, Failure> {
+    if let Some(ca_file) = ca_file {
+        let count = ca_file.certificates()?.len();
+        return Ok(format!(
+            "Trusted are the {count} certificates of \"{}\" (managed_identity.tls_ca_file).",
+            ca_file.path.display()
+        ));
+    }
+    let count = rustls_native_certs::load_native_certs().certs.len();
+    let given = |name: &str| std::env::var_os(name).map(|path| format!("{name}, \"{}\"", path.display()));
+    let from = given("SSL_CERT_FILE").or_else(|| given("SSL_CERT_DIR"));
+    let from = from.unwrap_or_else(|| "the system's own".into());
+    if count == 0 {
+        return Err(Failure::new(Kind::Local, "no certificate authority is trusted")
+            .detail(format!("Looked for in: {from}."))
+            .hint("Install the system's package ca-certificates, or set managed_identity.tls_ca_file to a PEM file of authorities."));
+    }
+    Ok(format!("Trusted are {count} certificates ({from})."))
+}
+
 fn unreadable(path: &Path, why: &str) -> Failure {
     Failure::new(Kind::Local, format!("could not read the CA file \"{}\"", path.display()))
         .detail(why)

@@ -123,10 +123,7 @@ where
             lead(at, attempt, old, within(left, fetch(left)))
         }
         Step::Alone => alone(within(left, fetch(left))),
-        Step::Refused => {
-            Err(Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
-                .hint("Index expressions and materialized views may use a token that is cached already."))
-        }
+        Step::Refused => Err(refused()),
     }
 }
 
@@ -198,9 +195,14 @@ impl Call {
 }
 
 /// Index expressions, autovacuum, REFRESH: user code there must not reach out.
-fn restricted() -> bool {
+pub fn restricted() -> bool {
     // SAFETY: a plain read.
     unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
+pub fn refused() -> Failure {
+    Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
+        .hint("Index expressions and materialized views may use a token that is cached already.")
 }
 
 fn describe(slot: &mut Slot, asked: &Asked) {
@@ -338,11 +340,11 @@ fn unkept(token: AccessToken) -> Served {
     Served { token, usable_until, place: None, not_forced: false }
 }
 
-async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
+pub async fn within<F: Future>(timeout: Duration, future: F) -> Option<F::Output> {
     tokio::time::timeout(timeout, future).await.ok()
 }
 
-fn too_late() -> Failure {
+pub fn too_late() -> Failure {
     let limit = settings::acquire_timeout().as_millis();
     Failure::new(Kind::Unreachable, "timed out waiting for an access token")
         .detail(format!("There was none within {limit} ms."))

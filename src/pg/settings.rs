@@ -286,12 +286,17 @@ pub fn log_access() -> LogAccess {
 
 /// How HTTP clients are made now. Raises when the CA file cannot be read.
 pub fn http_options() -> client::Options {
+    usable_http_options().or_raise()
+}
+
+/// The same; that the CA file cannot be read is a value.
+pub fn usable_http_options() -> Result<client::Options, Failure> {
     let ca_file = value(&TLS_CA_FILE);
-    client::Options {
+    Ok(client::Options {
         connect_timeout: milliseconds(CONNECT_TIMEOUT.get()),
         request_timeout: milliseconds(REQUEST_TIMEOUT.get()),
-        ca_file: (!ca_file.is_empty()).then(|| CaFile::look(Path::new(&ca_file)).or_raise()),
-    }
+        ca_file: (!ca_file.is_empty()).then(|| CaFile::look(Path::new(&ca_file))).transpose()?,
+    })
 }
 
 pub fn acquire_timeout() -> Duration {

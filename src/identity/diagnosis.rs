@@ -1,0 +1,230 @@
+//! What is told of each step that a token takes: found in order, or wrong, and then what to change.
+//!
+//! Hints of failures are those of the errors, so that a diagnosis and an error say the same; what stands
+//! here is what no error knows, because nothing fails by it.
+
+use std::time::UNIX_EPOCH;
+
+use chrono::DateTime;
+use serde_json::{Map, Value};
+
+use super::assertion::Assertion;
+use super::detection::Reason;
+use super::{Identity, Machine, Resource, Source, SourceName, answer, federated};
+use crate::http::client;
+use crate::http::failure::{Failure, Kind};
+use crate::http::request::{Answer, Request};
+use crate::http::unanswered::Unanswered;
+use crate::token::{AccessToken, claims};
+
+/// What was found of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub name: &'static str,
+    pub status: Status,
+    pub detail: String,
+    pub hint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Ok,
+    /// It works, perhaps not as meant.
+    Warn,
+    Error,
+}
+
+impl Status {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+pub const PERMISSION: &str = "permission";
+pub const SOURCE: &str = "source";
+const TOKEN_FILE: &str = "token file";
+pub const ROOTS: &str = "tls roots";
+const ENDPOINT: &str = "endpoint";
+const CLOCK: &str = "clock";
+const ANSWER: &str = "answer";
+const TOKEN: &str = "token";
+
+/// Entra accepts clocks that differ by no more; seconds.
+const SKEW: i64 = 300;
+/// The longest text of others that is shown: a resource id has up to 512 characters.
+const LONGEST: usize = 600;
+
+impl Step {
+    pub fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, status: Status::Ok, detail: detail.into(), hint: None }
+    }
+
+    /// The failure as an error would tell it.
+    pub fn failed(name: &'static str, failure: Failure) -> Self {
+        let detail = match failure.detail {
+            Some(detail) => format!("{}: {detail}", failure.message),
+            None => failure.message,
+        };
+        Self { name, status: Status::Error, detail, hint: failure.hint }
+    }
+
+    fn warn(self) -> Self {
+        Self { status: Status::Warn, ..self }
+    }
+}
+
+/// Which source it is, and why.
+pub fn source(machine: &Machine, identity: &Identity, source: &Source) -> Step {
+    let environment = &machine.environment;
+    let why = match machine.chosen(identity).1 {
+        Reason::Option => "the server's option source says so".into(),
+        Reason::Options => "the server's options ask for workload identity".into(),
+        Reason::Setting => "managed_identity.source says so".into(),
+        Reason::Environment => "the environment that PostgreSQL was started with has its variables".into(),
+        Reason::NothingElse => {
+            let missing = environment.workload_identity().into_iter().filter(|(_, is_set)| !is_set);
+            let missing: Vec<_> = missing.map(|(name, _)| name).collect();
+            format!("the environment that PostgreSQL was started with lacks {}", missing.join(", "))
+        }
+    };
+    let id = source.id().map(|id| format!(" {id}")).unwrap_or_default();
+    let step =
+        Step::ok(SOURCE, format!("{}, because {why}; the identity: {}{id}.", source.name().as_str(), source.kind()));
+    let unasked = matches!(machine.chosen(identity), (SourceName::Imds, Reason::NothingElse));
+    if !(unasked && environment.in_kubernetes) {
+        return step;
+    }
+    let detail = format!("{} This is a pod of Kubernetes: an identity of its node answers.", step.detail);
+    let hint = "For an identity of its own label the pod azure.workload.identity/use: \"true\" and start it again; if the node's is meant, say so by the server's option source.";
+    Step { detail, hint: Some(hint.into()), ..step }.warn()
+}
+
+/// A request for a token, and what it was made of.
+pub struct Asked<'s> {
+    source: &'s Source,
+    pub request: Request,
+    assertion: Option<Assertion>,
+}
+
+impl<'s> Asked<'s> {
+    /// Reads the federated token, where there is one.
+    pub fn new(source: &'s Source, resource: &Resource) -> Result<Self, Step> {
+        Ok(match source {
+            Source::Imds { imds, selector, .. } => {
+                Self { source, request: imds.request(selector, resource), assertion: None }
+            }
+            Source::Federated(federated) => {
+                let assertion = federated.assertion().map_err(|failure| Step::failed(TOKEN_FILE, failure))?;
+                Self { source, request: federated.request(&assertion, resource), assertion: Some(assertion) }
+            }
+        })
+    }
+
+    /// What was found, at Unix time `now`: which roots are trusted, and what became of the request.
+    pub fn steps(self, trusted: Result<String, Failure>, outcome: Result<Answer, Unanswered>, now: i64) -> Vec<Step> {
+        let theirs = outcome.as_ref().ok().and_then(date);
+        let mut steps = Vec::new();
+        if let (Source::Federated(federated), Some(assertion)) = (self.source, &self.assertion) {
+            // By the authority's clock, so that ours, when it is wrong, does not put the blame on the file.
+            steps.push(token_file(&federated.token_file().display().to_string(), assertion, theirs.unwrap_or(now)));
+        }
+        steps.push(roots(trusted, self.request.url.scheme() == "https"));
+        let authority = client::authority(&self.request.url);
+        match outcome {
+            Err(unanswered) => steps.push(Step::failed(ENDPOINT, self.source.unanswered(unanswered))),
+            Ok(answer) => {
+                steps.push(Step::ok(ENDPOINT, format!("\"{authority}\" answers.")));
+                steps.push(clock(theirs, now));
+                steps.extend(answered(self.source, &answer, now));
+            }
+        }
+        steps
+    }
+}
+
+fn token_file(path: &str, assertion: &Assertion, now: i64) -> Step {
+    let claims = match assertion.claims() {
+        Ok(claims) => claims,
+        Err(failure) => return Step::failed(TOKEN_FILE, failure.detail(format!("The file is \"{path}\"."))),
+    };
+    let ends = claims.ends.map_or_else(|| "does not say when it ends".into(), |ends| ending(ends, now));
+    let detail = format!(
+        "\"{path}\" holds a token of issuer \"{}\" for subject \"{}\" and audience \"{}\"; it {ends}.",
+        shown(&claims.issuer),
+        shown(&claims.subject),
+        shown(&claims.audience)
+    );
+    match claims.ends {
+        Some(ends) if ends <= now => {
+            Step { status: Status::Error, hint: Some(federated::STALE.into()), ..Step::ok(TOKEN_FILE, detail) }
+        }
+        _ => Step::ok(TOKEN_FILE, detail),
+    }
+}
+
+/// Azure's services speak TLS even where the identity endpoint does not.
+fn roots(trusted: Result<String, Failure>, needed: bool) -> Step {
+    match trusted {
+        Ok(which) => Step::ok(ROOTS, which),
+        Err(failure) if needed => Step::failed(ROOTS, failure),
+        Err(failure) => Step::failed(ROOTS, failure).warn(),
+    }
+}
+
+/// The answer's own time.
+fn date(answer: &Answer) -> Option<i64> {
+    let date = httpdate::parse_http_date(answer.header("date")?).ok()?;
+    i64::try_from(date.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
+}
+
+fn clock(theirs: Option<i64>, now: i64) -> Step {
+    let Some(theirs) = theirs else {
+        return Step::ok(CLOCK, "The answer has no date to compare this machine's clock with.");
+    };
+    let skew = now - theirs;
+    if skew.abs() <= SKEW {
+        return Step::ok(CLOCK, "This machine's clock agrees with the answer's date.");
+    }
+    let side = if skew > 0 { "ahead of" } else { "behind" };
+    let detail = format!("This machine's clock is {} s {side} the answer's date.", skew.abs());
+    Step { status: Status::Error, hint: Some(answer::CLOCK.into()), ..Step::ok(CLOCK, detail) }
+}
+
+/// The answer, and the token in it.
+fn answered(source: &Source, answer: &Answer, now: i64) -> Vec<Step> {
+    let fine = Step::ok(ANSWER, "It answered 200 with a token.");
+    match source.read(answer, now, 0.0) {
+        Ok(token) => vec![fine, Step::ok(TOKEN, token_detail(&token, now))],
+        // A good answer, for somebody else.
+        Err(failure) if answer.status == 200 && failure.kind == Kind::NotAuthorized => {
+            vec![fine, Step::failed(TOKEN, failure)]
+        }
+        Err(failure) => vec![Step::failed(ANSWER, failure)],
+    }
+}
+
+fn token_detail(token: &AccessToken, now: i64) -> String {
+    let said = named(&claims::claims(token), &["aud", "iss", "tid", "appid", "oid", "xms_mirid"]);
+    let said = if said.is_empty() { "It says nothing of itself".into() } else { said.join(", ") };
+    format!("{said}; it {}.", ending(token.expires_at, now))
+}
+
+fn named(claims: &Map<String, Value>, names: &[&str]) -> Vec<String> {
+    let text = |name: &&str| claims.get(*name).and_then(Value::as_str).map(|text| format!("{name} {}", shown(text)));
+    names.iter().filter_map(text).collect()
+}
+
+fn ending(ends: i64, now: i64) -> String {
+    let at = DateTime::from_timestamp(ends, 0).map(|at| at.format(" at %Y-%m-%d %H:%M:%S UTC").to_string());
+    let at = at.unwrap_or_default();
+    if ends > now { format!("ends{at}, in {} s", ends - now) } else { format!("ended{at}, {} s ago", now - ends) }
+}
+
+/// Somebody else's text as it may stand in a row, in any of the database's encodings.
+fn shown(text: &str) -> String {
+    text.chars().take(LONGEST).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
+}
