@@ -1,6 +1,31 @@
 -- What CREATE EXTENSION managed_identity runs at version 0.1.0: written by pgrx-config/release-sql.sh.
 
 /* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS managed_identity;
 /* </end connected objects> */
 
@@ -15,28 +40,10 @@ AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."access_token"(
-	"resource" TEXT,
-	"identity" name DEFAULT NULL,
-	"force_refresh" bool DEFAULT false
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
+CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
+STRICT VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'access_token_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."forget_tokens"(
-	"resource" TEXT DEFAULT NULL,
-	"identity" name DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
+AS 'MODULE_PATHNAME', 'detected_source_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -63,6 +70,31 @@ AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+CREATE  FUNCTION managed_identity."forget_tokens"(
+	"resource" TEXT DEFAULT NULL,
+	"identity" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."diagnose"(
+	"resource" TEXT DEFAULT 'storage',
+	"identity" name DEFAULT NULL
+) RETURNS TABLE (
+	"step" TEXT,
+	"status" TEXT,
+	"detail" TEXT,
+	"hint" TEXT
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'diagnose_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE  FUNCTION managed_identity."managed_identity_validator"(
 	"options" TEXT[],
 	"catalog" oid
@@ -84,28 +116,18 @@ AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
+CREATE  FUNCTION managed_identity."access_token"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL,
+	"force_refresh" bool DEFAULT false
 ) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
+AS 'MODULE_PATHNAME', 'access_token_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -157,6 +179,9 @@ REVOKE EXECUTE ON FUNCTION managed_identity.access_token(text, name, boolean) FR
 REVOKE EXECUTE ON FUNCTION managed_identity.authorization_header(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.token_info(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.forget_tokens(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
 
 -- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the

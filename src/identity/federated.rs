@@ -20,6 +20,8 @@ use crate::token::AccessToken;
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
+/// What to change where somebody else answers than Entra.
+const NO_AUTHORITY: &str = "Correct the authority's host: the server's option authority, managed_identity.authority_host, or AZURE_AUTHORITY_HOST.";
 /// What to change where the federated token has ended.
 pub const STALE: &str = "Whatever writes the federated token file no longer does (a subPath mount is never renewed), or this machine's clock is wrong.";
 
@@ -163,6 +165,8 @@ fn refused(answer: &Answer) -> Failure {
     let id = text("trace_id").or_else(|| answer.header("x-ms-request-id"));
     let detail = answered("The authority", answer.status, code, id);
     let (kind, message, hint) = match answer.status {
+        // Each refusal of Entra's has a number.
+        400 | 401 | 403 if number.is_none() => (Kind::NotAuthorized, "the authority refused the request", NO_AUTHORITY),
         400 | 401 | 403 => {
             let (message, hint) = number.and_then(meaning).unwrap_or((
                 "the authority refused the federated token",
@@ -172,11 +176,7 @@ fn refused(answer: &Answer) -> Failure {
         }
         429 => (Kind::Throttled, "the authority is throttling", "Try again in a minute."),
         408 | 500.. => (Kind::Unavailable, "the authority failed", "Try again in a minute."),
-        _ => (
-            Kind::Protocol,
-            "the authority did not answer as it should",
-            "Check the server's option authority, or AZURE_AUTHORITY_HOST.",
-        ),
+        _ => (Kind::Protocol, "the authority did not answer as it should", NO_AUTHORITY),
     };
     Failure::new(kind, message).detail(detail).hint(hint)
 }
