@@ -34,25 +34,22 @@ impl CaFile {
     }
 }
 
-/// Which authorities a client trusts now, in words; a failure where there is none.
+/// Which certificates a client trusts now, in words; a failure where there is none.
 pub fn trusted(ca_file: Option<&CaFile>) -> Result<String, Failure> {
+    let told = |count: usize, from: &str| format!("Certificates of authorities: {count}, from {from}.");
     if let Some(ca_file) = ca_file {
-        let count = ca_file.certificates()?.len();
-        return Ok(format!(
-            "Trusted are the {count} certificates of \"{}\" (managed_identity.tls_ca_file).",
-            ca_file.path.display()
-        ));
+        let from = format!("managed_identity.tls_ca_file, \"{}\"", ca_file.path.display());
+        return Ok(told(ca_file.certificates()?.len(), &from));
     }
     let count = rustls_native_certs::load_native_certs().certs.len();
     let given = |name: &str| std::env::var_os(name).map(|path| format!("{name}, \"{}\"", path.display()));
     let from = given("SSL_CERT_FILE").or_else(|| given("SSL_CERT_DIR"));
-    let from = from.unwrap_or_else(|| "the system's own".into());
-    if count == 0 {
-        return Err(Failure::new(Kind::Local, "no certificate authority is trusted")
-            .detail(format!("Looked for in: {from}."))
-            .hint("Install the system's package ca-certificates, or set managed_identity.tls_ca_file to a PEM file of authorities."));
+    let from = from.unwrap_or_else(|| "the system's own store".into());
+    if count > 0 {
+        return Ok(told(count, &from));
     }
-    Ok(format!("Trusted are {count} certificates ({from})."))
+    let hint = "Install the system's package ca-certificates, or set managed_identity.tls_ca_file to a PEM file of authorities.";
+    Err(Failure::new(Kind::Local, "no certificate authority is trusted").detail(told(0, &from)).hint(hint))
 }
 
 fn unreadable(path: &Path, why: &str) -> Failure {
@@ -72,6 +69,7 @@ mod tests {
         let this = CaFile::look(Path::new(file!()));
         if let Ok(this) = this {
             assert_eq!(this.certificates().expect_err("source code").kind, Kind::Local);
+            assert_eq!(trusted(Some(&this)).expect_err("none").kind, Kind::Local);
         }
     }
 }

@@ -58,3 +58,31 @@ pub fn token(answer: &Answer, who: &str, now: i64, jitter: f64) -> Result<(Acces
     let token = AccessToken::new(secret, expires_at, expiry::refresh_at(now, expires_at, refresh_in, jitter))?;
     Ok((token, body))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+    fn answer(headers: &[(&'static str, &'static str)], body: &str) -> Answer {
+        let header = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let headers: HeaderMap = headers.iter().map(header).collect();
+        Answer { status: 200, headers, body: Zeroizing::new(body.as_bytes().to_vec()) }
+    }
+
+    #[test]
+    fn a_proxy_and_a_page_are_told_from_an_answer_that_passed_one() {
+        let via = ("via", "1.1 proxy");
+        assert!(came_by_proxy(&answer(&[via], "Access denied")) && came_by_proxy(&answer(&[via], "")));
+        assert!(!came_by_proxy(&answer(&[via], r#"{"error": "x"}"#)), "one that inspects TLS names itself, too");
+        assert!(!came_by_proxy(&answer(&[], "<html>")) && is_page(&answer(&[], " <!DOCTYPE html>")));
+        assert!(is_page(&answer(&[("content-type", "text/HTML; charset=utf-8")], "Blocked")));
+        for body in ["{}", "[]", "", "Required metadata header not specified"] {
+            assert!(!is_page(&answer(&[("content-type", "text/plain")], body)), "{body}");
+        }
+        let proxys = Answer { status: 407, ..answer(&[], "") };
+        assert!(came_by_proxy(&proxys));
+    }
+}

@@ -228,3 +228,142 @@ fn ending(ends: i64, now: i64) -> String {
 fn shown(text: &str) -> String {
     text.chars().take(LONGEST).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::unanswered::Obstacle;
+    use crate::identity::environment::Environment;
+    use crate::identity::imds::Imds;
+    use crate::identity::{Cloud, Selector};
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use reqwest::header::{DATE, HeaderMap, HeaderValue};
+    use serde_json::json;
+    use zeroize::Zeroizing;
+
+    const NOW: i64 = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT
+
+    fn machine(environment: Environment) -> Machine {
+        let imds = Imds::new("http://169.254.169.254", "2018-02-01").expect("defaults");
+        Machine { imds, source: None, authority: None, environment, cloud: Cloud::Public }
+    }
+
+    fn pod() -> Machine {
+        machine(Environment { in_kubernetes: true, ..Environment::default() })
+    }
+
+    fn identity(options: &[(&str, &str)]) -> Identity {
+        Identity::from_options(options.iter().copied(), Cloud::Public).expect("options")
+    }
+
+    fn answer(status: u16, date: &'static str, body: Value) -> Answer {
+        let headers = HeaderMap::from_iter([(DATE, HeaderValue::from_static(date))]);
+        Answer { status, headers, body: Zeroizing::new(body.to_string().into_bytes()) }
+    }
+
+    fn steps(source: &Source, outcome: Result<Answer, Unanswered>) -> Vec<(&'static str, &'static str)> {
+        let resource = Resource::parse("storage", Cloud::Public).expect("an alias");
+        let asked = Asked::new(source, &resource).expect("a request");
+        let steps = asked.steps(Ok("some".into()), outcome, NOW);
+        for step in &steps {
+            assert!(step.hint.is_none() || step.status != Status::Ok, "{step:?}");
+            assert!(!format!("{step:?}").contains("canary"), "{step:?}");
+        }
+        steps.into_iter().map(|step| (step.name, step.status.as_str())).collect()
+    }
+
+    fn automatic() -> Source {
+        machine(Environment::default()).source_of(&Identity::default()).expect("a source")
+    }
+
+    #[test]
+    fn a_pod_that_gets_its_nodes_identity_unasked_is_warned_of() {
+        let client = ("client_id", "11111111-2222-3333-4444-555555555555");
+        let cases: [(Machine, &[(&str, &str)], Status, &str); 6] = [
+            (machine(Environment::default()), &[], Status::Ok, "lacks AZURE_CLIENT_ID, AZURE_TENANT_ID"),
+            (pod(), &[], Status::Warn, "of its node answers"),
+            (pod(), &[client], Status::Warn, "user-assigned 11111111-2222-3333-4444-555555555555"),
+            (pod(), &[("source", "imds")], Status::Ok, "option source"),
+            (Machine { source: Some(SourceName::Imds), ..pod() }, &[], Status::Ok, "managed_identity.source"),
+            (pod(), &[client, ("tenant_id", "t"), ("token_file", "/f")], Status::Ok, "server's options"),
+        ];
+        for (machine, options, status, word) in cases {
+            let identity = identity(options);
+            let step = source(&machine, &identity, &machine.source_of(&identity).expect("a source"));
+            assert_eq!((step.name, step.status), (SOURCE, status), "{step:?}");
+            assert!(step.detail.contains(word), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn each_step_is_told_up_to_the_one_that_fails() {
+        let at = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let token = json!({"access_token": "canary", "expires_on": 1_000_000_000});
+        let before = [(ROOTS, "ok"), (ENDPOINT, "ok"), (CLOCK, "ok")];
+        let found = |outcome| steps(&automatic(), outcome)[3..].to_vec();
+        assert_eq!(steps(&automatic(), Ok(answer(200, at, token.clone())))[..3], before);
+        assert_eq!(found(Ok(answer(200, at, token.clone()))), [(ANSWER, "ok"), (TOKEN, "ok")]);
+        assert_eq!(found(Ok(answer(403, at, json!({"error": "canary canary"})))), [(ANSWER, "error")]);
+        assert_eq!(found(Ok(answer(200, at, json!("<canary>")))).len(), 1);
+        let failure = Failure::new(Kind::Unreachable, "nobody");
+        let refused = Unanswered { obstacle: Obstacle::Refused, ..failure.into() };
+        assert_eq!(steps(&automatic(), Err(refused)), [(ROOTS, "ok"), (ENDPOINT, "error")]);
+        let Source::Imds { imds, .. } = automatic() else { panic!("another source") };
+        let selector = Selector::ClientId("11111111-2222-3333-4444-555555555555".into());
+        let one = Source::Imds { imds, selector, only_system_assigned: false, in_pod: false };
+        let mut others = token;
+        others["client_id"] = "other".into();
+        assert_eq!(steps(&one, Ok(answer(200, at, others)))[3..], [(ANSWER, "ok"), (TOKEN, "error")]);
+    }
+
+    #[test]
+    fn a_clock_may_be_off_by_what_entra_accepts() {
+        for (theirs, status, word) in [
+            (Some(NOW - SKEW), Status::Ok, "agrees"),
+            (Some(NOW + SKEW), Status::Ok, "agrees"),
+            (Some(NOW - SKEW - 1), Status::Error, "301 s ahead of"),
+            (Some(NOW + SKEW + 1), Status::Error, "301 s behind"),
+            (None, Status::Ok, "no date"),
+        ] {
+            let step = clock(theirs, NOW);
+            assert_eq!(step.status, status, "{step:?}");
+            assert!(step.detail.contains(word), "{step:?}");
+        }
+        assert_eq!(date(&answer(200, "Sun, 06 Nov 1994 08:49:37 GMT", json!(""))), Some(NOW));
+        assert_eq!(date(&answer(200, "soon", json!(""))), None);
+    }
+
+    #[test]
+    fn a_federated_token_is_told_by_its_claims_and_its_age_by_the_authoritys_clock() {
+        let payload = json!({"iss": "https://i/", "sub": "s\u{e9}\n", "aud": ["a"], "exp": NOW + 60, "jti": "canary"});
+        let file = std::env::temp_dir().join(format!("diagnosis-{}", std::process::id()));
+        std::fs::write(&file, format!("e30.{}.canary", URL_SAFE_NO_PAD.encode(payload.to_string()))).expect("a file");
+        let options = [
+            ("client_id", "11111111-2222-3333-4444-555555555555"),
+            ("tenant_id", "t"),
+            ("token_file", file.to_str().expect("a path")),
+        ];
+        let machine = machine(Environment::default());
+        let federated = machine.source_of(&identity(&options)).expect("a source");
+        let refusal = || json!({"error_codes": [700_024], "error_description": "canary"});
+        let in_time = steps(&federated, Ok(answer(401, "Sun, 06 Nov 1994 08:49:37 GMT", refusal())));
+        assert_eq!(in_time[0], (TOKEN_FILE, "ok"));
+        let late = steps(&federated, Ok(answer(401, "Sun, 06 Nov 1994 08:51:37 GMT", refusal())));
+        assert_eq!(late[0], (TOKEN_FILE, "error"));
+        let Source::Federated(of_file) = &federated else { panic!("another source") };
+        let step = token_file("/f", &of_file.assertion().expect("a token"), NOW);
+        std::fs::remove_file(&file).expect("the file");
+        assert!(step.detail.contains("subject \"s??\" and audience \"a\"; it ends at 1994-11-06"), "{step:?}");
+        let resource = Resource::parse("storage", Cloud::Public).expect("an alias");
+        let missing = Asked::new(&federated, &resource).err().expect("no file");
+        assert_eq!((missing.name, missing.status), (TOKEN_FILE, Status::Error));
+    }
+
+    #[test]
+    fn roots_are_needed_where_tls_is_spoken_and_missed_everywhere() {
+        let none = || Err(Failure::new(Kind::Local, "none").hint("Install some."));
+        assert_eq!(roots(none(), true).status, Status::Error);
+        assert_eq!(roots(none(), false).status, Status::Warn);
+    }
+}

@@ -374,6 +374,13 @@ mod tests {
             assert_eq!(refused.kind, kind, "{status}");
             assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
         }
+        let nobody = Federated::read(&answer(401, json!({"error": "unauthorized"})), NOW, 0.0).expect_err("refused");
+        assert!(nobody.hint.is_some_and(|hint| hint.contains("authority_host")), "Entra's refusals have numbers");
+        for (obstacle, word) in [(Obstacle::Name, "resolves"), (Obstacle::NoWay, "HTTPS_PROXY")] {
+            let failure = Failure::new(Kind::Unreachable, "unreachable");
+            let told = Federated::unanswered(Unanswered { obstacle, ..failure.into() });
+            assert!(told.hint.is_some_and(|hint| hint.contains(word) && hint.len() <= 240), "{obstacle:?}");
+        }
         let number = json!({"error_codes": ["700024; canary"], "error_description": "AADSTSé"});
         assert_eq!(aadsts(&number), None);
     }

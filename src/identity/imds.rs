@@ -257,6 +257,36 @@ mod tests {
     }
 
     #[test]
+    fn what_answers_nothing_has_another_cause_in_a_pod() {
+        let hint = |obstacle, in_pod| {
+            let failure = Failure::new(Kind::Unreachable, "unreachable").hint("as it was");
+            Imds::unanswered(Unanswered { obstacle, ..failure.into() }, in_pod).hint.expect("a hint")
+        };
+        assert!(hint(Obstacle::Refused, false).contains("imds_endpoint"));
+        assert!(hint(Obstacle::NoWay, false).contains("firewall"));
+        for obstacle in [Obstacle::Refused, Obstacle::NoWay] {
+            assert!(hint(obstacle, true).contains("workload identity"), "{obstacle:?}");
+            for in_pod in [true, false] {
+                // The room that a failure has in the cache.
+                assert!(hint(obstacle, in_pod).len() <= 240);
+            }
+        }
+        assert_eq!(hint(Obstacle::Other, true), "as it was");
+    }
+
+    #[test]
+    fn a_proxys_answer_is_not_taken_for_the_services() {
+        for status in [200, 403, 503] {
+            let page = Answer { body: Zeroizing::new(b"<html>canary</html>".to_vec()), ..answer(status, json!("")) };
+            let refused = Imds::read(&page, &Selector::Automatic, NOW, 0.0).expect_err("refused");
+            assert!(
+                refused.message.contains("proxy") && refused.hint.is_some_and(|hint| hint.len() <= 240),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
     fn refusals_say_what_to_change_and_quote_nobody() {
         let body =
             json!({"error": "invalid_request", "error_description": "Multiple user assigned identities exist, canary"});
@@ -269,6 +299,16 @@ mod tests {
         {
             let refused = Imds::read(&answer(status, json!("")), &Selector::Automatic, NOW, 0.0).expect_err("refused");
             assert_eq!(refused.kind, kind, "{status}");
+        }
+        for (status, error, word) in [
+            (401, "unknown_source", "network interface"),
+            (403, "forbidden", "Metadata Security Protocol"),
+            (400, "invalid_resource", "resource"),
+            (429, "too_many_requests", "share"),
+        ] {
+            let refused = Imds::read(&answer(status, json!({"error": error})), &Selector::Automatic, NOW, 0.0);
+            let hint = refused.expect_err(error).hint.expect("a hint");
+            assert!(hint.contains(word) && hint.len() <= 240, "{hint}");
         }
     }
 }
