@@ -32,6 +32,9 @@ REVOKE EXECUTE ON FUNCTION managed_identity.access_token(text, name, boolean) FR
 REVOKE EXECUTE ON FUNCTION managed_identity.authorization_header(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.token_info(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.forget_tokens(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
 
 -- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the

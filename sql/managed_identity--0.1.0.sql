@@ -1,7 +1,68 @@
 -- What CREATE EXTENSION managed_identity runs at version 0.1.0: written by pgrx-config/release-sql.sh.
 
 /* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS managed_identity;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."managed_identity_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
+	"alias" TEXT,
+	"resource" TEXT,
+	"description" TEXT
+)
+STRICT STABLE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."diagnose"(
+	"resource" TEXT DEFAULT 'storage',
+	"identity" name DEFAULT NULL
+) RETURNS TABLE (
+	"step" TEXT,
+	"status" TEXT,
+	"detail" TEXT,
+	"hint" TEXT
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'diagnose_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -63,49 +124,10 @@ AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."managed_identity_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
+CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
+STRICT VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
-	"alias" TEXT,
-	"resource" TEXT,
-	"description" TEXT
-)
-STRICT STABLE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
+AS 'MODULE_PATHNAME', 'detected_source_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -157,6 +179,9 @@ REVOKE EXECUTE ON FUNCTION managed_identity.access_token(text, name, boolean) FR
 REVOKE EXECUTE ON FUNCTION managed_identity.authorization_header(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.token_info(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.forget_tokens(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
 
 -- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the

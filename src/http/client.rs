@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
 use super::roots::{self, CaFile};
+use super::unanswered::{Obstacle, Unanswered};
 use super::{resolver, retry};
 
 /// What shapes a client.
@@ -79,7 +80,7 @@ pub async fn ask(
     request: &Request,
     is_worth_a_retry: fn(u16) -> bool,
     limit: Duration,
-) -> Result<Answer, Failure> {
+) -> Result<Answer, Unanswered> {
     let end = tokio::time::Instant::now() + limit;
     let mut tries = 0;
     loop {
@@ -88,35 +89,23 @@ pub async fn ask(
         let wish = match &outcome {
             Ok(answer) if is_worth_a_retry(answer.status) => retry::asked_for(answer, SystemTime::now()),
             Err(unanswered) if unanswered.connected => None,
-            _ => return outcome.map_err(|unanswered| unanswered.failure),
+            _ => return outcome,
         };
         let wait = retry::wait_before_next(tries, wish);
         match wait.map(|wait| tokio::time::Instant::now() + wait).filter(|next| *next < end) {
             Some(next) => tokio::time::sleep_until(next).await,
-            None => return outcome.map_err(|unanswered| unanswered.failure),
+            None => return outcome,
         }
     }
 }
 
-/// No answer, and whether there was a connection to get one from.
-struct Unanswered {
-    failure: Failure,
-    connected: bool,
-}
-
-impl From<Failure> for Unanswered {
-    fn from(failure: Failure) -> Self {
-        Self { failure, connected: false }
-    }
-}
-
 /// Sends a request from the backend's own runtime and reads the whole answer.
-async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Unanswered> {
+pub async fn send(options: &Options, purpose: Purpose, request: Request) -> Result<Answer, Unanswered> {
     let client = kept(options, purpose, request.url.scheme() == "http")?;
     let authority = authority(&request.url);
     let lost = |error: reqwest::Error| {
         let connected = !error.is_connect() && !error.is_timeout();
-        Unanswered { failure: unreachable(&authority, &error), connected }
+        Unanswered { failure: unreachable(&authority, &error), obstacle: Obstacle::of(&error), connected }
     };
     let mut built = client.request(request.method, request.url).headers(request.headers);
     if let Some(form) = request.form {
@@ -182,13 +171,15 @@ pub fn unreachable(authority: &str, error: &reqwest::Error) -> Failure {
         let which = if error.is_connect() { "connect_timeout" } else { "request_timeout" };
         return failure.hint(format!("The wait is bounded by managed_identity.{which}."));
     }
-    let text = innermost(error).to_ascii_lowercase();
-    if text.contains("certificate") {
-        return failure.hint(
+    match Obstacle::of(error) {
+        Obstacle::Name => failure.hint(
+            "Check the name, and how this machine resolves names; a private endpoint needs its private DNS zone.",
+        ),
+        Obstacle::Untrusted => failure.hint(
             "The server's certificate is not trusted: set managed_identity.tls_ca_file to the CA that issued it.",
-        );
+        ),
+        _ => failure,
     }
-    failure
 }
 
 /// The last error of the chain: what the operating system, the resolver or TLS said.

@@ -11,6 +11,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
 use super::thread::spawn_masked;
+use super::unanswered::NotResolved;
 
 /// getaddrinfo cannot be cancelled, only abandoned: one look-up at a time bounds what a session that
 /// is cancelled again and again leaves behind. Static, because it must outlive an abandoned request.
@@ -31,7 +32,7 @@ impl Resolve for Resolver {
                 // The request may be gone: nobody is left to tell.
                 let _ = answer.send(found);
             })?;
-            let found = addresses.await??;
+            let found = addresses.await?.map_err(NotResolved)?;
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }

@@ -39,6 +39,36 @@ pub fn compiled_in() -> Vec<Certificate> {
     webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().filter_map(|root| Certificate::from_der(root).ok()).collect()
 }
 
+/// Which certificates are trusted, in words, and what to change where that may not be what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trusted {
+    pub told: String,
+    pub hint: Option<&'static str>,
+}
+
+/// Which certificates a client trusts now; a failure where the file that was named cannot be used.
+pub fn trusted(ca_file: Option<&CaFile>) -> Result<Trusted, Failure> {
+    let told = |count: usize, from: &str| format!("Certificates of authorities: {count}, from {from}.");
+    if let Some(ca_file) = ca_file {
+        let from = format!("managed_identity.tls_ca_file, \"{}\"", ca_file.path.display());
+        return Ok(Trusted { told: told(ca_file.certificates()?.len(), &from), hint: None });
+    }
+    let count = rustls_native_certs::load_native_certs().certs.len();
+    let given = |name: &str| std::env::var_os(name).map(|path| format!("{name}, \"{}\"", path.display()));
+    let from = given("SSL_CERT_FILE").or_else(|| given("SSL_CERT_DIR"));
+    let from = from.unwrap_or_else(|| "the system's own store".into());
+    if count > 0 {
+        return Ok(Trusted { told: told(count, &from), hint: None });
+    }
+    let instead = told(compiled_in().len(), "Mozilla's list as compiled in");
+    Ok(Trusted {
+        told: format!("There are none from {from}. {instead}"),
+        hint: Some(
+            "Install the system's package ca-certificates, or set managed_identity.tls_ca_file to a PEM file of authorities.",
+        ),
+    })
+}
+
 fn unreadable(path: &Path, why: &str) -> Failure {
     Failure::new(Kind::Local, format!("could not read the CA file \"{}\"", path.display()))
         .detail(why)
@@ -63,6 +93,7 @@ mod tests {
         let this = CaFile::look(Path::new(file!()));
         if let Ok(this) = this {
             assert_eq!(this.certificates().expect_err("source code").kind, Kind::Local);
+            assert_eq!(trusted(Some(&this)).expect_err("none").kind, Kind::Local);
         }
     }
 }

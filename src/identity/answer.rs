@@ -7,6 +7,27 @@ use crate::http::failure::{Failure, Kind};
 use crate::http::request::Answer;
 use crate::token::{AccessToken, expiry};
 
+/// What a clock that is wrong asks for; an end that has passed and a `Date` far off tell of it.
+pub const CLOCK: &str =
+    "Correct this machine's clock, for instance by chrony: by it tokens have ended, or do not begin yet.";
+/// What to change where the tenant knows no such resource.
+pub const RESOURCE: &str = "Correct the resource that the token is asked for; a trailing slash counts.";
+
+/// Whether something in between answered: it says so, and the answer is none of the protocol.
+pub fn came_by_proxy(answer: &Answer) -> bool {
+    (answer.header("via").is_some() || answer.status == 407) && !is_json(answer)
+}
+
+/// Whether the answer is a page for people, which no identity endpoint sends.
+pub fn is_page(answer: &Answer) -> bool {
+    let html = answer.header("content-type").is_some_and(|kind| kind.to_ascii_lowercase().contains("html"));
+    (html || answer.body.trim_ascii_start().starts_with(b"<")) && !is_json(answer)
+}
+
+fn is_json(answer: &Answer) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(&answer.body).is_ok()
+}
+
 /// No token lives until the year 10000; a time that far off could not even be shown.
 const LATEST: i64 = 253_402_300_800;
 
@@ -31,9 +52,37 @@ pub fn token(answer: &Answer, who: &str, now: i64, jitter: f64) -> Result<(Acces
         return Err(unexpected("its answer does not say when the token ends"));
     };
     if expires_at <= now {
-        return Err(unexpected("the token in its answer has already ended").hint("Check this machine's clock."));
+        return Err(unexpected("the token in its answer has already ended").hint(CLOCK));
     }
     let refresh_in = body.get("refresh_in").and_then(expiry::seconds);
     let token = AccessToken::new(secret, expires_at, expiry::refresh_at(now, expires_at, refresh_in, jitter))?;
     Ok((token, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+    fn answer(headers: &[(&'static str, &'static str)], body: &str) -> Answer {
+        let header = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let headers: HeaderMap = headers.iter().map(header).collect();
+        Answer { status: 200, headers, body: Zeroizing::new(body.as_bytes().to_vec()) }
+    }
+
+    #[test]
+    fn a_proxy_and_a_page_are_told_from_an_answer_that_passed_one() {
+        let via = ("via", "1.1 proxy");
+        assert!(came_by_proxy(&answer(&[via], "Access denied")) && came_by_proxy(&answer(&[via], "")));
+        assert!(!came_by_proxy(&answer(&[via], r#"{"error": "x"}"#)), "one that inspects TLS names itself, too");
+        assert!(!came_by_proxy(&answer(&[], "<html>")) && is_page(&answer(&[], " <!DOCTYPE html>")));
+        assert!(is_page(&answer(&[("content-type", "text/HTML; charset=utf-8")], "Blocked")));
+        for body in ["{}", "[]", "", "Required metadata header not specified"] {
+            assert!(!is_page(&answer(&[("content-type", "text/plain")], body)), "{body}");
+        }
+        let proxys = Answer { status: 407, ..answer(&[], "") };
+        assert!(came_by_proxy(&proxys));
+    }
 }

@@ -7,12 +7,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::http::failure::{Failure, Kind};
+use crate::token::claims;
 
 /// The longest federated token that is sent, in bytes; they have one or two thousand.
 const LONGEST: usize = 32 << 10;
+
+/// What to change where the file holds something else.
+const NOTHING_ELSE: &str = "Name the file that holds the federated token and nothing else.";
 
 /// A federated token, in a type that cannot be printed and is wiped on drop.
 pub struct Assertion(Zeroizing<String>);
@@ -60,17 +65,38 @@ impl Assertion {
                 kept.extend(text.iter().map(|byte| char::from(*byte)));
                 Ok(Self(kept))
             }
-            _ => Err(unreadable(
-                "It holds a character that no token has.",
-                "Name the file that holds the federated token and nothing else.",
-            )),
+            _ => Err(unreadable("It holds a character that no token has.", NOTHING_ELSE)),
         }
+    }
+
+    /// What the token says of itself, to be told to whom it may concern: the authority compares it with the
+    /// identity's federated credentials.
+    pub fn claims(&self) -> Result<Claims, Failure> {
+        let payload = claims::payload(&self.0)
+            .ok_or_else(|| Failure::new(Kind::Local, "the federated token is no JSON web token").hint(NOTHING_ELSE))?;
+        let texts = |name: &str| match payload.get(name) {
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
+            Some(Value::String(one)) => one.clone(),
+            _ => String::new(),
+        };
+        let ends = payload.get("exp").and_then(Value::as_f64).map(|seconds| seconds as i64);
+        Ok(Claims { issuer: texts("iss"), subject: texts("sub"), audience: texts("aud"), ends })
     }
 
     /// The token's text. Whoever calls this answers for where it goes.
     pub fn expose(&self) -> &str {
         &self.0
     }
+}
+
+/// What a federated token says of itself; nobody has verified it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Claims {
+    pub issuer: String,
+    pub subject: String,
+    pub audience: String,
+    /// Unix time.
+    pub ends: Option<i64>,
 }
 
 impl std::fmt::Debug for Assertion {
@@ -147,6 +173,24 @@ mod tests {
         }
         let whole = Scratch::holding("whole", &long[1..]);
         assert_eq!(Assertion::read(&whole.0).expect("a token").expose().len(), LONGEST);
+    }
+
+    #[test]
+    fn its_claims_are_told_in_every_form_that_issuers_write_and_nothing_else_is() {
+        use base64::Engine;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let read = |payload: &str| {
+            let text = format!("e30.{}.canary", URL_SAFE_NO_PAD.encode(payload));
+            Assertion::read(&Scratch::holding("claims", text.as_bytes()).0).expect("a token").claims()
+        };
+        let claims =
+            |audience: &str, ends| Claims { issuer: "i".into(), subject: "s".into(), audience: audience.into(), ends };
+        let listed = read(r#"{"iss": "i", "sub": "s", "aud": ["a", "b"], "exp": 5, "jti": "canary"}"#).expect("claims");
+        assert_eq!(listed, claims("a, b", Some(5)));
+        assert_eq!(read(r#"{"iss": "i", "sub": "s", "aud": "a", "exp": "5"}"#).expect("claims"), claims("a", None));
+        let other = read("canary").expect_err("no JSON");
+        assert!(other.hint.as_deref().is_some_and(|hint| hint.contains("nothing else")), "{other:?}");
+        assert!(!format!("{other:?}").contains("canary"));
     }
 
     #[test]

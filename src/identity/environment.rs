@@ -1,12 +1,14 @@
 //! What the environment that PostgreSQL was started with says of identities.
 
-/// The variables that the AKS webhook sets in a pod. Empty is the same as missing.
+/// The variables that the AKS webhook and Kubernetes set in a pod. Empty is the same as missing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Environment {
     pub client_id: Option<String>,
     pub tenant_id: Option<String>,
     pub token_file: Option<String>,
     pub authority_host: Option<String>,
+    /// Whether this is a pod, of which Kubernetes itself tells.
+    pub in_kubernetes: bool,
 }
 
 impl Environment {
@@ -18,12 +20,22 @@ impl Environment {
             tenant_id: given("AZURE_TENANT_ID"),
             token_file: given("AZURE_FEDERATED_TOKEN_FILE"),
             authority_host: given("AZURE_AUTHORITY_HOST"),
+            in_kubernetes: given("KUBERNETES_SERVICE_HOST").is_some(),
         }
+    }
+
+    /// The variables of workload identity: name, and whether it is set.
+    pub fn workload_identity(&self) -> [(&'static str, bool); 3] {
+        [
+            ("AZURE_CLIENT_ID", self.client_id.is_some()),
+            ("AZURE_TENANT_ID", self.tenant_id.is_some()),
+            ("AZURE_FEDERATED_TOKEN_FILE", self.token_file.is_some()),
+        ]
     }
 
     /// Whether this is a pod with workload identity.
     pub fn has_workload_identity(&self) -> bool {
-        self.client_id.is_some() && self.tenant_id.is_some() && self.token_file.is_some()
+        self.workload_identity().iter().all(|(_, is_set)| *is_set)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Source: the OAuth 2.0 client credentials flow of the Microsoft identity platform (federated
 //! credential), Microsoft Entra's list of error codes, and the AKS webhook's constants.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -15,9 +15,15 @@ use super::resource::{Resource, is_guid};
 use crate::http::client::Purpose;
 use crate::http::failure::{Failure, Kind, answered};
 use crate::http::request::{Answer, Request};
+use crate::http::unanswered::{Obstacle, Unanswered};
 use crate::token::AccessToken;
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// What to change where somebody else answers than Entra.
+const NO_AUTHORITY: &str = "Correct the authority's host: the server's option authority, managed_identity.authority_host, or AZURE_AUTHORITY_HOST.";
+/// What to change where the federated token has ended.
+pub const STALE: &str = "Whatever writes the federated token file no longer does (a subPath mount is never renewed), or this machine's clock is wrong.";
 
 /// An identity that is proved by a federated token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,12 +64,20 @@ impl Federated {
         format!("workload_identity\n{}\n{tenant_id}\n{client_id}\n{}", authority.as_str(), token_file.display())
     }
 
-    /// The request for a token, with what the file holds now.
-    pub fn request(&self, resource: &Resource) -> Result<Request, Failure> {
-        let assertion = Assertion::read(&self.token_file)?;
+    pub fn token_file(&self) -> &Path {
+        &self.token_file
+    }
+
+    /// What the file holds now.
+    pub fn assertion(&self) -> Result<Assertion, Failure> {
+        Assertion::read(&self.token_file)
+    }
+
+    /// The request for a token, with this federated token.
+    pub fn request(&self, assertion: &Assertion, resource: &Resource) -> Request {
         // A resource that ends with a slash keeps it: the scope then has two.
         let scope = format!("{}/.default", resource.as_str());
-        Ok(Request::post(
+        Request::post(
             self.authority.token_url(&self.tenant_id),
             &[
                 ("grant_type", "client_credentials"),
@@ -72,7 +86,7 @@ impl Federated {
                 ("client_assertion_type", ASSERTION_TYPE),
                 ("client_assertion", assertion.expose()),
             ],
-        ))
+        )
     }
 
     pub fn purpose(&self) -> Purpose {
@@ -85,10 +99,30 @@ impl Federated {
 
     /// Reads an answer at Unix time `now`; `jitter` as [`crate::token::expiry::refresh_at`] takes it.
     pub fn read(answer: &Answer, now: i64, jitter: f64) -> Result<AccessToken, Failure> {
-        if answer.status != 200 {
-            return Err(refused(answer));
-        }
-        answer::token(answer, "the authority", now, jitter).map(|(token, _)| token)
+        let read = match answer.status {
+            200 => answer::token(answer, "the authority", now, jitter).map(|(token, _)| token),
+            _ => Err(refused(answer)),
+        };
+        read.map_err(|failure| match answer::came_by_proxy(answer) {
+            true => Failure { message: "a proxy answered, not the authority".into(), ..failure }.hint(
+                "Have the proxy pass the authority's host, or correct HTTPS_PROXY and NO_PROXY in the environment that PostgreSQL is started with.",
+            ),
+            false => failure,
+        })
+    }
+
+    /// A request that got no answer, as a failure.
+    pub fn unanswered(unanswered: Unanswered) -> Failure {
+        let hint = match unanswered.obstacle {
+            Obstacle::Name => {
+                "Correct the authority (the server's option authority, managed_identity.authority_host, AZURE_AUTHORITY_HOST), or how this machine resolves names."
+            }
+            Obstacle::Refused | Obstacle::NoWay => {
+                "Let a firewall pass the authority's host, or name a proxy by HTTPS_PROXY in the environment that PostgreSQL is started with."
+            }
+            _ => return unanswered.failure,
+        };
+        unanswered.failure.hint(hint)
     }
 }
 
@@ -131,6 +165,8 @@ fn refused(answer: &Answer) -> Failure {
     let id = text("trace_id").or_else(|| answer.header("x-ms-request-id"));
     let detail = answered("The authority", answer.status, code, id);
     let (kind, message, hint) = match answer.status {
+        // Each refusal of Entra's has a number.
+        400 | 401 | 403 if number.is_none() => (Kind::NotAuthorized, "the authority refused the request", NO_AUTHORITY),
         400 | 401 | 403 => {
             let (message, hint) = number.and_then(meaning).unwrap_or((
                 "the authority refused the federated token",
@@ -140,11 +176,7 @@ fn refused(answer: &Answer) -> Failure {
         }
         429 => (Kind::Throttled, "the authority is throttling", "Try again in a minute."),
         408 | 500.. => (Kind::Unavailable, "the authority failed", "Try again in a minute."),
-        _ => (
-            Kind::Protocol,
-            "the authority did not answer as it should",
-            "Check the server's option authority, or AZURE_AUTHORITY_HOST.",
-        ),
+        _ => (Kind::Protocol, "the authority did not answer as it should", NO_AUTHORITY),
     };
     Failure::new(kind, message).detail(detail).hint(hint)
 }
@@ -188,18 +220,12 @@ fn meaning(number: u64) -> Option<(&'static str, &'static str)> {
             "the identity has no federated credential for this federated token",
             "Issuer, subject and audience of one of its federated credentials must equal the token's to the letter; a new one works after some minutes.",
         ),
-        700_024 => (
-            "the federated token has ended or is not valid yet",
-            "Whatever writes the federated token file no longer does (a subPath mount is never renewed), or this machine's clock is wrong.",
-        ),
+        700_024 => ("the federated token has ended or is not valid yet", STALE),
         50_013 | 50_027 | 700_027 => (
             "the authority could not verify the federated token",
             "Its issuer must publish its keys where Azure can read them; check that the federated token file holds the token of that issuer.",
         ),
-        50_001 | 70_011 | 500_011 | 1_002_012 => (
-            "the tenant knows no such resource",
-            "Correct the resource that the token is asked for; a trailing slash counts.",
-        ),
+        50_001 | 70_011 | 500_011 | 1_002_012 => ("the tenant knows no such resource", answer::RESOURCE),
         53_003 => (
             "a Conditional Access policy forbids this identity to sign in from here",
             "Ask the tenant's administrator; the policy must include this server's public address.",
@@ -238,7 +264,7 @@ mod tests {
         std::fs::write(&file, "canary\n").expect("a file");
         let identity = federated(CLIENT, "Contoso.onmicrosoft.com", file.to_str().expect("a path")).expect("checked");
         let resource = Resource::parse("storage", Cloud::Public).expect("an alias");
-        let request = identity.request(&resource).expect("a request");
+        let request = identity.request(&identity.assertion().expect("a token"), &resource);
         std::fs::remove_file(&file).expect("the file");
         assert_eq!(request.method.as_str(), "POST");
         assert_eq!(request.url.as_str(), "https://login.microsoftonline.com/contoso.onmicrosoft.com/oauth2/v2.0/token");
@@ -253,7 +279,7 @@ mod tests {
             assert_eq!(request.form.as_ref().and_then(|form| form.field(name)).as_deref(), Some(value), "{name}");
         }
         assert!(!format!("{request:?}").contains("canary"));
-        assert_eq!(identity.request(&resource).expect_err("no file").kind, Kind::Local);
+        assert_eq!(identity.assertion().expect_err("no file").kind, Kind::Local);
     }
 
     #[test]
@@ -347,6 +373,13 @@ mod tests {
             let refused = Federated::read(&answer(status, json!("canary")), NOW, 0.0).expect_err("refused");
             assert_eq!(refused.kind, kind, "{status}");
             assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
+        }
+        let nobody = Federated::read(&answer(401, json!({"error": "unauthorized"})), NOW, 0.0).expect_err("refused");
+        assert!(nobody.hint.is_some_and(|hint| hint.contains("authority_host")), "Entra's refusals have numbers");
+        for (obstacle, word) in [(Obstacle::Name, "resolves"), (Obstacle::NoWay, "HTTPS_PROXY")] {
+            let failure = Failure::new(Kind::Unreachable, "unreachable");
+            let told = Federated::unanswered(Unanswered { obstacle, ..failure.into() });
+            assert!(told.hint.is_some_and(|hint| hint.contains(word) && hint.len() <= 240), "{obstacle:?}");
         }
         let number = json!({"error_codes": ["700024; canary"], "error_description": "AADSTSé"});
         assert_eq!(aadsts(&number), None);

@@ -7,11 +7,12 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::Value;
 use url::Url;
 
-use super::answer::token;
+use super::answer::{self, token};
 use super::{Resource, Selector};
 use crate::http::destination::strict_url;
 use crate::http::failure::{Failure, Kind, answered, code};
 use crate::http::request::{Answer, Request};
+use crate::http::unanswered::{Obstacle, Unanswered};
 use crate::token::AccessToken;
 
 const PATH: &str = "/metadata/identity/oauth2/token";
@@ -67,12 +68,37 @@ impl Imds {
 
     /// Reads an answer at Unix time `now`; `jitter` as [`expiry::refresh_at`] takes it.
     pub fn read(answer: &Answer, selector: &Selector, now: i64, jitter: f64) -> Result<AccessToken, Failure> {
-        if answer.status != 200 {
-            return Err(refused(answer, selector));
-        }
-        let (token, rest) = token(answer, "the identity endpoint", now, jitter)?;
-        same_identity(&rest, selector)?;
-        Ok(token)
+        let read = || {
+            if answer.status != 200 {
+                return Err(refused(answer, selector));
+            }
+            let (token, rest) = token(answer, "the identity endpoint", now, jitter)?;
+            same_identity(&rest, selector)?;
+            Ok(token)
+        };
+        read().map_err(|failure| match answer::came_by_proxy(answer) || answer::is_page(answer) {
+            true => Failure { message: "a proxy answered, not the identity endpoint".into(), ..failure }.hint(
+                "Except 169.254.169.254 from what intercepts this machine's requests, such as a transparent proxy or a sidecar.",
+            ),
+            false => failure,
+        })
+    }
+
+    /// A request that got no answer, as a failure. A pod may be kept from the service of its node.
+    pub fn unanswered(unanswered: Unanswered, in_pod: bool) -> Failure {
+        let hint = match unanswered.obstacle {
+            Obstacle::Refused | Obstacle::NoWay if in_pod => {
+                "This cluster keeps pods from the instance metadata service: give the pod workload identity (label azure.workload.identity/use), or let its network policy pass 169.254.169.254."
+            }
+            Obstacle::Refused => {
+                "Nothing listens there: outside Azure there is no instance metadata service; else correct managed_identity.imds_endpoint."
+            }
+            Obstacle::NoWay => {
+                "Outside Azure there is no instance metadata service; else let firewall and routes pass 169.254.169.254. managed_identity.connect_timeout bounds the wait."
+            }
+            _ => return unanswered.failure,
+        };
+        unanswered.failure.hint(hint)
     }
 }
 
@@ -131,14 +157,19 @@ fn refused(answer: &Answer, selector: &Selector) -> Failure {
         (400, _) if says("identity not found") => {
             "Assign this identity to the machine, or correct the server's option."
         }
-        (400, _) if text("error") == Some("invalid_resource") => "The resource is not known in the identity's tenant.",
+        (400, _) if text("error") == Some("invalid_resource") => answer::RESOURCE,
+        (401, _) => {
+            "The service knows requests of this very machine only: correct managed_identity.imds_endpoint, and send from the primary network interface."
+        }
         (403, _) => {
-            "Something between this server and the instance metadata service refuses the request; a proxy must not be used for it."
+            "Something on the way refuses it, a proxy, a firewall or the Metadata Security Protocol: let PostgreSQL's operating system user reach the service directly."
         }
         (404 | 410, _) => {
             "The service may be updating, or the identity was assigned a moment ago: try again in a minute."
         }
-        (429, _) => "All processes of this machine share the endpoint's limit.",
+        (429, _) => {
+            "All processes of this machine share the endpoint's limit: find the one that asks so often, and wait a minute."
+        }
         _ => return Failure::new(kind, message).detail(detail),
     };
     Failure::new(kind, message).detail(detail).hint(hint)
@@ -226,6 +257,36 @@ mod tests {
     }
 
     #[test]
+    fn what_answers_nothing_has_another_cause_in_a_pod() {
+        let hint = |obstacle, in_pod| {
+            let failure = Failure::new(Kind::Unreachable, "unreachable").hint("as it was");
+            Imds::unanswered(Unanswered { obstacle, ..failure.into() }, in_pod).hint.expect("a hint")
+        };
+        assert!(hint(Obstacle::Refused, false).contains("imds_endpoint"));
+        assert!(hint(Obstacle::NoWay, false).contains("firewall"));
+        for obstacle in [Obstacle::Refused, Obstacle::NoWay] {
+            assert!(hint(obstacle, true).contains("workload identity"), "{obstacle:?}");
+            for in_pod in [true, false] {
+                // The room that a failure has in the cache.
+                assert!(hint(obstacle, in_pod).len() <= 240);
+            }
+        }
+        assert_eq!(hint(Obstacle::Other, true), "as it was");
+    }
+
+    #[test]
+    fn a_proxys_answer_is_not_taken_for_the_services() {
+        for status in [200, 403, 503] {
+            let page = Answer { body: Zeroizing::new(b"<html>canary</html>".to_vec()), ..answer(status, json!("")) };
+            let refused = Imds::read(&page, &Selector::Automatic, NOW, 0.0).expect_err("refused");
+            assert!(
+                refused.message.contains("proxy") && refused.hint.is_some_and(|hint| hint.len() <= 240),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
     fn refusals_say_what_to_change_and_quote_nobody() {
         let body =
             json!({"error": "invalid_request", "error_description": "Multiple user assigned identities exist, canary"});
@@ -238,6 +299,16 @@ mod tests {
         {
             let refused = Imds::read(&answer(status, json!("")), &Selector::Automatic, NOW, 0.0).expect_err("refused");
             assert_eq!(refused.kind, kind, "{status}");
+        }
+        for (status, error, word) in [
+            (401, "unknown_source", "network interface"),
+            (403, "forbidden", "Metadata Security Protocol"),
+            (400, "invalid_resource", "resource"),
+            (429, "too_many_requests", "share"),
+        ] {
+            let refused = Imds::read(&answer(status, json!({"error": error})), &Selector::Automatic, NOW, 0.0);
+            let hint = refused.expect_err(error).hint.expect("a hint");
+            assert!(hint.contains(word) && hint.len() <= 240, "{hint}");
         }
     }
 }

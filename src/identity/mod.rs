@@ -5,6 +5,8 @@ mod answer;
 mod assertion;
 pub mod authority;
 pub mod cloud;
+pub mod detection;
+pub mod diagnosis;
 pub mod environment;
 pub mod federated;
 pub mod hosts;
@@ -14,6 +16,7 @@ pub mod selector;
 pub mod source;
 
 pub use cloud::Cloud;
+pub use detection::{Machine, SourceName};
 pub use resource::Resource;
 pub use selector::{Identity, Selector};
-pub use source::{Machine, Source, SourceName};
+pub use source::Source;

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use super::authority::Authority;
 use super::federated::{Given, check_tenant_id, check_token_file};
 use super::resource::is_guid;
-use super::source::SourceName;
-use super::{Cloud, Resource};
+use super::{Cloud, Resource, SourceName};
 use crate::http::failure::Failure;
 use crate::http::failure::Kind::InvalidValue;
 
@@ -182,6 +181,11 @@ impl Identity {
     /// Whether its options speak of a federated token.
     pub fn is_federated(&self) -> bool {
         self.tenant_id.is_some() || self.token_file.is_some() || self.authority.is_some()
+    }
+
+    /// Whether its options or its kind ask for workload identity.
+    pub fn asks_for_federated(&self) -> bool {
+        self.is_federated() || self.kind == Some(Kind::WorkloadIdentity)
     }
 
     /// Whether a token for `resource` may be fetched with this identity.

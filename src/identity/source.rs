@@ -1,52 +1,16 @@
-//! Where tokens come from on this machine, and what an identity's options come to there.
+//! What an identity's options come to on this machine: a source that can be asked.
 
 use super::authority::Authority;
-use super::environment::Environment;
 use super::federated::{Federated, Given};
 use super::imds::Imds;
 use super::selector::Kind;
-use super::{Cloud, Identity, Resource, Selector};
+use super::{Identity, Machine, Resource, Selector, SourceName};
 use crate::http::client::Purpose;
 use crate::http::failure::Failure;
 use crate::http::failure::Kind::{InvalidValue, NotAuthorized};
 use crate::http::request::{Answer, Request};
+use crate::http::unanswered::Unanswered;
 use crate::token::{AccessToken, claims};
-
-/// A kind of endpoint that issues tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceName {
-    Imds,
-    WorkloadIdentity,
-}
-
-impl SourceName {
-    /// As settings, options and views call it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Imds => "imds",
-            Self::WorkloadIdentity => "workload_identity",
-        }
-    }
-
-    /// 22023 for anything else.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        [Self::Imds, Self::WorkloadIdentity].into_iter().find(|source| source.as_str() == text).ok_or_else(|| {
-            Failure::new(InvalidValue, "invalid value for option \"source\"").hint("It is imds or workload_identity.")
-        })
-    }
-}
-
-/// What settings and environment say of this machine: the same for all of its identities.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
-    pub imds: Imds,
-    /// `None`: detected.
-    pub source: Option<SourceName>,
-    /// `None`: the environment's, else the cloud's.
-    pub authority: Option<Authority>,
-    pub environment: Environment,
-    pub cloud: Cloud,
-}
 
 /// An identity of this machine, ready to be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,25 +20,16 @@ pub enum Source {
         selector: Selector,
         /// Whether another identity's token is refused, as option `kind` demands it.
         only_system_assigned: bool,
+        /// Whether it is the node's service that is asked, from a pod.
+        in_pod: bool,
     },
     Federated(Federated),
 }
 
 impl Machine {
-    /// The source of an identity that names none: workload identity where its variables are set, as
-    /// Azure's own clients decide.
-    pub fn detected(&self) -> SourceName {
-        self.source.unwrap_or(if self.environment.has_workload_identity() {
-            SourceName::WorkloadIdentity
-        } else {
-            SourceName::Imds
-        })
-    }
-
     /// What an identity's options come to. 22023 where they contradict each other or this machine.
     pub fn source_of(&self, identity: &Identity) -> Result<Source, Failure> {
         let federated = identity.is_federated();
-        let asks_for_federated = federated || identity.kind == Some(Kind::WorkloadIdentity);
         let contradiction = |message: &str, hint: &str| Err(Failure::new(InvalidValue, message).hint(hint));
         match (identity.kind, &identity.selector) {
             (Some(Kind::SystemAssigned), selector) if federated || *selector != Selector::Automatic => {
@@ -97,22 +52,18 @@ impl Machine {
             }
             _ => {}
         }
-        let source = match identity.source {
-            Some(SourceName::Imds) if asks_for_federated => {
-                return contradiction(
-                    "the instance metadata service gives no workload identity",
-                    "Drop option source, or set it to workload_identity.",
-                );
-            }
-            Some(source) => source,
-            None if asks_for_federated => SourceName::WorkloadIdentity,
-            None => self.detected(),
-        };
-        match (source, &identity.selector) {
+        if identity.source == Some(SourceName::Imds) && identity.asks_for_federated() {
+            return contradiction(
+                "the instance metadata service gives no workload identity",
+                "Drop option source, or set it to workload_identity.",
+            );
+        }
+        match (self.chosen(identity).0, &identity.selector) {
             (SourceName::Imds, selector) => Ok(Source::Imds {
                 imds: self.imds.clone(),
                 selector: selector.clone(),
                 only_system_assigned: identity.kind == Some(Kind::SystemAssigned),
+                in_pod: self.environment.in_kubernetes,
             }),
             (SourceName::WorkloadIdentity, _) if identity.kind == Some(Kind::SystemAssigned) => contradiction(
                 "there is no system-assigned identity here",
@@ -203,7 +154,7 @@ impl Source {
     pub fn request(&self, resource: &Resource) -> Result<Request, Failure> {
         match self {
             Self::Imds { imds, selector, .. } => Ok(imds.request(selector, resource)),
-            Self::Federated(federated) => federated.request(resource),
+            Self::Federated(federated) => Ok(federated.request(&federated.assertion()?, resource)),
         }
     }
 
@@ -220,6 +171,14 @@ impl Source {
         match self {
             Self::Imds { .. } => Imds::is_worth_a_retry,
             Self::Federated(_) => Federated::is_worth_a_retry,
+        }
+    }
+
+    /// A request that got no answer, as a failure that says what to change.
+    pub fn unanswered(&self, unanswered: Unanswered) -> Failure {
+        match self {
+            Self::Imds { in_pod, .. } => Imds::unanswered(unanswered, *in_pod),
+            Self::Federated(_) => Federated::unanswered(unanswered),
         }
     }
 
@@ -258,6 +217,8 @@ fn refuse_user_assigned(token: &AccessToken) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Cloud;
+    use crate::identity::environment::Environment;
 
     const CLIENT: &str = "11111111-2222-3333-4444-555555555555";
     const OTHER: &str = "22222222-2222-3333-4444-555555555555";
@@ -279,6 +240,7 @@ mod tests {
             tenant_id: given("tenant"),
             token_file: given("/token"),
             authority_host: given("https://login.microsoftonline.us/"),
+            in_kubernetes: true,
         };
         Machine { environment, ..vm() }
     }

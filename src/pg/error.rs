@@ -59,8 +59,8 @@ pub trait OrRaise<T> {
     fn or_raise(self) -> T;
 }
 
-impl<T> OrRaise<T> for Result<T, Failure> {
+impl<T, F: Into<Failure>> OrRaise<T> for Result<T, F> {
     fn or_raise(self) -> T {
-        self.unwrap_or_else(|failure| raise(failure))
+        self.unwrap_or_else(|failure| raise(failure.into()))
     }
 }

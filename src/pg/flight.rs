@@ -127,10 +127,7 @@ where
             lead(at, attempt, old, within(left, fetch(left)))
         }
         Step::Alone => alone(within(left, fetch(left))),
-        Step::Refused => {
-            Err(Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
-                .hint("Index expressions and materialized views may use a token that is cached already."))
-        }
+        Step::Refused => Err(refused()),
     }
 }
 
@@ -206,9 +203,14 @@ impl Call {
 }
 
 /// Index expressions, autovacuum, REFRESH: user code there must not reach out.
-fn restricted() -> bool {
+pub fn restricted() -> bool {
     // SAFETY: a plain read.
     unsafe { pg_sys::InSecurityRestrictedOperation() }
+}
+
+pub fn refused() -> Failure {
+    Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
+        .hint("Index expressions and materialized views may use a token that is cached already.")
 }
 
 fn describe(wanted: &mut Wanted, asked: &Asked) {

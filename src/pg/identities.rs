@@ -61,28 +61,38 @@ fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
     known
 }
 
-/// The identity server of this name (`None`: the default one), which `role` must have USAGE on.
-fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
-    let default;
-    let name = match name {
-        Some(name) => name,
-        None => {
-            default = settings::default_identity();
-            &default
-        }
-    };
+/// The server of this name (`None`: the default one).
+fn oid_of(name: Option<&CStr>) -> (pg_sys::Oid, CString) {
+    let name = name.map_or_else(settings::default_identity, CString::from);
     // SAFETY: a syscache look-up by name.
     let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
     if oid == pg_sys::InvalidOid {
-        servers::named(name, Wrapper::Identity);
+        servers::named(&name, Wrapper::Identity);
     }
+    (oid, name)
+}
+
+/// The identity server of this name (`None`: the default one), which `role` must have USAGE on.
+fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
+    let (oid, name) = oid_of(name);
     if !compat::has_usage(oid, role) {
         let detail = borrower.map(|server| {
             format!("Server \"{}\" uses this identity, and its owner must have USAGE on it.", server.display())
         });
-        servers::permission_denied(name, detail);
+        servers::permission_denied(&name, detail);
     }
-    identity_of(oid, name)
+    identity_of(oid, &name)
+}
+
+/// The identity server that the current user names, for a diagnosis: that he may not use it is a value.
+pub fn own_server(name: Option<&CStr>) -> Result<Server, Failure> {
+    let (oid, name) = oid_of(name);
+    if !compat::has_usage(oid, servers::current_user()) {
+        return Err(servers::denied(&name));
+    }
+    let server = servers::of(oid, &name, Wrapper::Identity);
+    server.refuse_changed_member();
+    Ok(server)
 }
 
 /// The identity that the current user names, with USAGE checked.
@@ -96,7 +106,7 @@ pub fn borrowed(server: &Server, resource: &Resource) -> Rc<KnownIdentity> {
     let name = server.option("identity").map(|name| CString::new(name).unwrap_or_default());
     let identity = identity_for(name.as_deref(), server.owner, Some(server));
     if !identity.identity.allows(resource) {
-        Err(tokens::outside_resources(&identity)).or_raise()
+        Err(tokens::outside_resources(&identity.name)).or_raise()
     }
     identity
 }

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod clock;
 pub mod compat;
 pub mod copy;
+pub mod diagnose;
 pub mod error;
 pub mod flight;
 pub mod identities;

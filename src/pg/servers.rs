@@ -11,7 +11,8 @@ use pgrx::PgList;
 use pgrx::prelude::*;
 
 use super::compat;
-use super::error::error;
+use super::error::{error, raise};
+use crate::http::failure::{Failure, Kind};
 
 /// Our three foreign-data wrappers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,12 +225,13 @@ pub fn of(oid: pg_sys::Oid, name: &CStr, wrapper: Wrapper) -> Server {
 
 /// 42501, as core says it.
 pub fn permission_denied(name: &CStr, detail: Option<String>) -> ! {
-    error(
-        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-        format!("permission denied for foreign server {}", name.to_string_lossy()),
-        detail,
-        Some(grant_hint(name)),
-    )
+    raise(Failure { detail, ..denied(name) })
+}
+
+/// The same as a value.
+pub fn denied(name: &CStr) -> Failure {
+    let message = format!("permission denied for foreign server {}", name.to_string_lossy());
+    Failure::new(Kind::Forbidden, message).hint(grant_hint(name))
 }
 
 /// The statement that would help.

@@ -142,7 +142,7 @@ fn acquire(
     changes: (u64, u64),
 ) -> AccessToken {
     if !identity.identity.allows(resource) {
-        Err(outside_resources(identity)).or_raise()
+        Err(outside_resources(&identity.name)).or_raise()
     }
     let source = &identity.source;
     let asked = Asked {
@@ -210,7 +210,9 @@ pub async fn fetch(
 ) -> Result<AccessToken, Refusal> {
     let plain = |failure| Refusal { failure, wait: None };
     let request = source.request(resource).map_err(plain)?;
-    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left).await.map_err(plain)?;
+    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left)
+        .await
+        .map_err(|unanswered| plain(source.unanswered(unanswered)))?;
     let wait = retry::asked_for(&answer, SystemTime::now());
     source.read(&answer, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
 }
@@ -221,12 +223,9 @@ pub fn resource_aliases() -> impl Iterator<Item = (&'static str, &'static str, &
 }
 
 /// 42501: the server's `resources` do not name it.
-pub fn outside_resources(identity: &KnownIdentity) -> Failure {
-    Failure::new(
-        Kind::Forbidden,
-        format!("server \"{}\" does not allow this resource", identity.name.to_string_lossy()),
-    )
-    .hint("Its option resources lists what tokens may be for.")
+pub fn outside_resources(identity: &CStr) -> Failure {
+    Failure::new(Kind::Forbidden, format!("server \"{}\" does not allow this resource", identity.to_string_lossy()))
+        .hint("Its option resources lists what tokens may be for.")
 }
 
 /// Forgets the tokens of an identity (`None`: of all that the current user may use; a superuser: all),

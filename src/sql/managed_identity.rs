@@ -10,7 +10,7 @@ mod managed_identity {
     use crate::pg::name::Name;
     use crate::pg::record::Record;
     use crate::pg::text::SqlText;
-    use crate::pg::{clock, options, tokens};
+    use crate::pg::{clock, diagnose, options, settings, tokens};
 
     /// The token of an identity for a resource.
     #[pg_extern(volatile, parallel_restricted)]
@@ -114,6 +114,26 @@ mod managed_identity {
                 row.waiting,
             )
         }))
+    }
+
+    /// Where tokens come from on this machine, for an identity whose options do not say it.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn detected_source() -> &'static str {
+        settings::current().machine.detected().as_str()
+    }
+
+    /// Asks for a token, once and past the cache, and tells of each step on the way what was found.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn diagnose(
+        resource: default!(Option<&str>, "'storage'"),
+        identity: default!(Option<Name>, "NULL"),
+    ) -> TableIterator<
+        'static,
+        (name!(step, &'static str), name!(status, &'static str), name!(detail, String), name!(hint, Option<String>)),
+    > {
+        let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
+        let steps = diagnose::steps(resource, identity.as_ref().map(Name::as_c_str));
+        TableIterator::new(steps.into_iter().map(|step| (step.name, step.status.as_str(), step.detail, step.hint)))
     }
 
     #[pg_extern(strict, parallel_restricted)]

@@ -78,6 +78,8 @@ fn a_request_that_is_not_the_documented_one_is_refused_by_number() {
         assert_eq!(answer.status, 400, "{changed:?}");
         assert_eq!(answer.json()["error_codes"][0], number, "{changed:?}");
     }
+    stage.emulator.issuer().set_resources(Some(&["https://vault.azure.net"]));
+    assert_eq!(stage.ask(&[], FORM).json()["error_codes"][0], 500_011);
     let url = format!("{}/a/b/oauth2/v2.0/token", stage.entra.authority());
     assert_eq!(send(Some(stage.emulator.pki()), "POST", &url, &[], &[]).status, 404);
     assert!(stage.entra.trust("nowhere", &Identity::user("a"), &OidcIssuer::new("x").unwrap(), "s").is_err());

@@ -75,6 +75,27 @@ fn identities_change_at_runtime() {
 }
 
 #[test]
+fn the_clock_can_differ_from_ours_and_the_tenant_knows_the_resources_it_is_told() {
+    let emulator = emulator();
+    let issuer = emulator.issuer();
+    issuer.set_clock_ahead(-172_800);
+    let late = ask(&emulator, STORAGE, "");
+    let date = httpdate::parse_http_date(late.header("date").unwrap()).unwrap();
+    let ago = std::time::SystemTime::now().duration_since(date).unwrap().as_secs();
+    assert!((172_700..172_900).contains(&ago), "{ago}");
+    let ends: u64 = late.json()["expires_on"].as_str().unwrap().parse().unwrap();
+    let since = date.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!((86_390..86_410).contains(&(ends - since)), "by the same clock");
+    issuer.set_clock_ahead(0);
+    issuer.set_resources(Some(&[VAULT]));
+    assert_eq!(ask(&emulator, VAULT, "").status, 200);
+    let unknown = ask(&emulator, STORAGE, "");
+    assert_eq!((unknown.status, unknown.json()["error"].as_str()), (400, Some("invalid_resource")));
+    issuer.set_resources(None);
+    assert_eq!(ask(&emulator, STORAGE, "").status, 200);
+}
+
+#[test]
 fn what_the_real_one_refuses_is_refused() {
     let emulator = emulator();
     let url = token_url(&emulator, STORAGE, "");

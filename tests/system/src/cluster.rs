@@ -138,8 +138,15 @@ impl Cluster {
             hiding.args(["-u", "SSL_CERT_FILE", "-u", "SSL_CERT_DIR"]).current_dir("/");
             command = hiding;
         }
-        // Whatever machine the tests run on: workload identity is what a test gives.
-        command.args(["-u", "AZURE_FEDERATED_TOKEN_FILE", "-u", "AZURE_AUTHORITY_HOST"]);
+        // Whatever machine the tests run on: workload identity is what a test gives, and so is a pod.
+        command.args([
+            "-u",
+            "AZURE_FEDERATED_TOKEN_FILE",
+            "-u",
+            "AZURE_AUTHORITY_HOST",
+            "-u",
+            "KUBERNETES_SERVICE_HOST",
+        ]);
         for (name, value) in &self.options.environment {
             command.arg(format!("{name}={value}"));
         }

@@ -23,20 +23,25 @@ pub struct Pod {
 
 impl Pod {
     pub fn new() -> Self {
-        Self::build(true, false)
+        Self::with(Options::default())
     }
 
     /// With Azurite, as [`World::with_storage`].
     pub fn with_storage() -> Self {
-        Self::build(true, true)
+        Self::build(Options::default(), true, true)
     }
 
     /// Not in a pod: the environment says nothing of workload identity.
     pub fn without_environment() -> Self {
-        Self::build(false, false)
+        Self::build(Options::default(), false, false)
     }
 
-    fn build(environment: bool, storage: bool) -> Self {
+    /// A server that is started with more.
+    pub fn with(options: Options) -> Self {
+        Self::build(options, true, false)
+    }
+
+    fn build(mut options: Options, environment: bool, storage: bool) -> Self {
         let mut config = Config::new(Pki::create_for(&["login.test"]).expect("certificates"));
         config.identities = vec![Identity::user("node")];
         config.secrets = vec![Secret::new("db-password", "hunter2")];
@@ -47,7 +52,6 @@ impl Pod {
             entra.trust(TENANT, &Identity::user(identity), &issuer, SUBJECT).expect("a credential");
         }
         let files = shared_folder();
-        let mut options = Options::default();
         if environment {
             // As the webhook of AKS sets them, the slash included.
             options = options

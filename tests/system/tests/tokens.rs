@@ -136,7 +136,7 @@ fn every_refusal_has_its_sqlstate_detail_and_hint() {
     let wrong = "What is wrong";
     let cases = [
         (status(400), "28000", answered(400), ""),
-        (status(401), "28000", answered(401), ""),
+        (status(401), "28000", answered(401), "primary network interface"),
         (status(403), "28000", answered(403), "proxy"),
         (status(404), "58000", answered(404), "try again in a minute"),
         (status(410), "58000", answered(410), "try again in a minute"),
@@ -145,9 +145,9 @@ fn every_refusal_has_its_sqlstate_detail_and_hint() {
         (status(503), "58000", answered(503), ""),
         (status(418), "08P01", answered(418), ""),
         (Reply::new(302).header("location", "http://127.0.0.1:1/").into(), "08P01", "answered 302".into(), ""),
-        (reply(401, "<html>canary</html>"), "28000", "answered 401.".into(), ""),
+        (reply(401, "<html>canary</html>"), "28000", "answered 401.".into(), "such as a transparent proxy"),
         (reply(200, ""), "08P01", wrong.into(), ""),
-        (reply(200, "<html>canary</html>"), "08P01", wrong.into(), ""),
+        (reply(200, "<html>canary</html>"), "08P01", wrong.into(), "such as a transparent proxy"),
         (reply(200, "[]"), "08P01", wrong.into(), ""),
         (reply(200, r#"{"access_token": 1, "expires_in": "3600"}"#), "08P01", wrong.into(), ""),
         (reply(200, r#"{"access_token": "", "expires_in": "3600"}"#), "08P01", "\"access_token\" is empty".into(), ""),
@@ -251,6 +251,7 @@ fn an_endpoint_that_cannot_be_reached_or_hangs_is_08001() {
     let error = world.session().error(TOKEN);
     assert_eq!(error.code().code(), "08001");
     assert!(error.message().contains(&nobody.address().to_string()), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("managed_identity.imds_endpoint")), "{error:?}");
     assert!(!format!("{error:?}").contains("resource="), "no query of a URL: {error:?}");
 }
 

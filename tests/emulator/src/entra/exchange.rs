@@ -12,13 +12,14 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::refusal::{
-    AUDIENCE, GRANT, ISSUER, MALFORMED, NO_CLIENT, NO_PARAMETER, NO_TENANT, Refusal, SCOPE, SIGNATURE, SUBJECT, TIME,
+    AUDIENCE, GRANT, ISSUER, MALFORMED, NO_CLIENT, NO_PARAMETER, NO_RESOURCE, NO_TENANT, Refusal, SCOPE, SIGNATURE,
+    SUBJECT, TIME,
 };
 use super::{Credential, Directory, EXCHANGE, Tenant};
 use crate::Identity;
 use crate::error::lock;
-use crate::http::{Body, Handler, json_response};
-use crate::issuer::{TokenRefused, TokenRequest, unix_now};
+use crate::http::{Body, Handler, dated, json_response};
+use crate::issuer::{TokenRefused, TokenRequest};
 use crate::log::Record;
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -65,7 +66,10 @@ impl Exchange {
         if credentials.is_empty() {
             return Err(NO_CLIENT);
         }
-        let identity = believed(&credentials, assertion?)?;
+        let identity = believed(&credentials, assertion?, tenant.issuer.now())?;
+        if !tenant.issuer.knows(resource) {
+            return Err(NO_RESOURCE);
+        }
         let token = tenant.issuer.issue(&TokenRequest::new(resource).identity(identity)).map_err(|_| SCOPE)?;
         record.note(|entry| {
             entry.identity = Some(identity.name.clone());
@@ -113,15 +117,20 @@ impl Handler for Exchange {
         let body = if is_form { body.to_bytes() } else { Default::default() };
         let form: Fields = form_urlencoded::parse(&body).into_owned().collect();
         record.note(|entry| entry.form.clone_from(&form));
-        match self.token(tenant, &form, &record) {
+        let mut response = match self.token(tenant, &form, &record) {
             Ok(token) => json_response(StatusCode::OK, &token),
             Err(refusal) => json_response(refusal.status, &refusal.body()),
+        };
+        // One clock for all tenants, as at the real one.
+        if let Some(tenant) = lock(&self.directory).tenants.first() {
+            dated(&mut response, &tenant.issuer);
         }
+        response
     }
 }
 
 /// The identity that trusts this assertion.
-fn believed<'c>(credentials: &[&'c Credential], assertion: &str) -> Result<&'c Identity, Refusal> {
+fn believed<'c>(credentials: &[&'c Credential], assertion: &str, now: i64) -> Result<&'c Identity, Refusal> {
     let mut claims = Err(ISSUER);
     let mut trusting = Vec::new();
     for credential in credentials {
@@ -138,7 +147,7 @@ fn believed<'c>(credentials: &[&'c Credential], assertion: &str) -> Result<&'c I
     }
     let claims = claims?;
     let time = |name: &str| claims[name].as_i64().unwrap_or_default();
-    if !(time("nbf")..time("exp")).contains(&unix_now()) {
+    if !(time("nbf")..time("exp")).contains(&now) {
         return Err(TIME);
     }
     // Kubernetes writes a list, GitHub a text.

@@ -36,6 +36,8 @@ pub(super) const SCOPE: Refusal = refusal(
     1_002_012,
     "The provided value for scope is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier.",
 );
+pub(super) const NO_RESOURCE: Refusal =
+    refusal(BAD, "invalid_resource", 500_011, "The resource principal was not found in the tenant.");
 pub(super) const NO_CLIENT: Refusal =
     refusal(BAD, "unauthorized_client", 700_016, "Application with identifier was not found in the directory.");
 pub(super) const MALFORMED: Refusal =

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::selector::{NotChosen, choose};
 use super::{Identity, Settings};
 use crate::error::lock;
-use crate::http::{Body, Handler, json_response};
+use crate::http::{Body, Handler, dated, json_response};
 use crate::issuer::{Issuer, TokenRequest};
 use crate::log::Record;
 
@@ -43,6 +43,13 @@ impl Imds {
         let resource = value(&query, "resource").filter(|resource| !resource.is_empty());
         let resource =
             resource.ok_or_else(|| refuse("invalid_request", "Required query variable 'resource' is missing"))?;
+        if !self.issuer.knows(resource) {
+            let description = format!(
+                "AADSTS500011: The resource principal named {resource} was not found in the tenant named {}.",
+                self.issuer.tenant()
+            );
+            return Err(refuse("invalid_resource", &description));
+        }
         let (identity, selector, refresh_in, size) = {
             let settings = lock(&self.settings);
             let (identity, selector) = choose(&settings.assigned, &query)
@@ -86,7 +93,7 @@ impl Imds {
 impl Handler for Imds {
     async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
         let token = self.token(&request, &record);
-        match token {
+        let mut response = match token {
             Ok(token) => json_response(StatusCode::OK, &token),
             Err(Refusal(status, body)) => {
                 let mut response = json_response(status, &body);
@@ -96,7 +103,9 @@ impl Handler for Imds {
                 }
                 response
             }
-        }
+        };
+        dated(&mut response, &self.issuer);
+        response
     }
 }
 

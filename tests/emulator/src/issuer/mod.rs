@@ -6,7 +6,7 @@ mod service;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
@@ -34,6 +34,8 @@ struct Inner {
     key: RsaKeyPair,
     jwk: Jwk,
     life: AtomicI64,
+    ahead: AtomicI64,
+    resources: Mutex<Option<Vec<String>>>,
     issued: Mutex<Vec<Token>>,
 }
 
@@ -63,6 +65,8 @@ impl Issuer {
             key,
             jwk,
             life: AtomicI64::new(DEFAULT_LIFE),
+            ahead: AtomicI64::new(0),
+            resources: Mutex::default(),
             issued: Mutex::default(),
         })))
     }
@@ -85,9 +89,35 @@ impl Issuer {
         self.0.life.load(Ordering::Relaxed)
     }
 
+    /// Sets the clock of everything that issues this tenant's tokens ahead of this machine's, or behind.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.0.ahead.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Unix time by that clock.
+    pub(crate) fn now(&self) -> i64 {
+        unix_now() + self.0.ahead.load(Ordering::Relaxed)
+    }
+
+    /// The same as an answer's `Date`.
+    pub(crate) fn date(&self) -> String {
+        let since = Duration::from_secs(u64::try_from(self.now()).unwrap_or_default());
+        httpdate::fmt_http_date(UNIX_EPOCH + since)
+    }
+
+    /// Names the resources that the tenant knows; `None` is any.
+    pub fn set_resources(&self, known: Option<&[&str]>) {
+        *lock(&self.0.resources) = known.map(|known| known.iter().map(|&resource| resource.to_owned()).collect());
+    }
+
+    /// Whether a token can be for this resource.
+    pub(crate) fn knows(&self, resource: &str) -> bool {
+        lock(&self.0.resources).as_ref().is_none_or(|known| known.iter().any(|known| known == resource))
+    }
+
     /// Signs a token; each differs from every other by its `uti`.
     pub fn issue(&self, request: &TokenRequest) -> Result<Token, Error> {
-        let now = unix_now();
+        let now = self.now();
         let expires_on = now + request.life.unwrap_or_else(|| self.token_life());
         let claims = request.claims(&self.issuer(), self.tenant(), now, expires_on);
         let unsigned = match request.size {
