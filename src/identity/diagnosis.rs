@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_pod_that_gets_its_nodes_identity_unasked_is_warned_of() {
         let client = ("client_id", "11111111-2222-3333-4444-555555555555");
-        type Given = &'static [(&'static str, &'static str)];
+        type Given<'g> = &'g [(&'g str, &'g str)];
         let cases: [(Machine, Given, Status, &str); 6] = [
             (machine(Environment::default()), &[], Status::Ok, "lacks AZURE_CLIENT_ID, AZURE_TENANT_ID"),
             (pod(), &[], Status::Warn, "of its node answers"),

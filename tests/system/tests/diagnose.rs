@@ -60,10 +60,12 @@ fn names(steps: &[Step]) -> Vec<&str> {
     steps.iter().map(|step| step.name.as_str()).collect()
 }
 
-/// What the rows say is wrong: the first error, or the first warning where there is none.
-fn found(steps: &[Step]) -> &Step {
-    let first = |status: &str| steps.iter().find(|step| step.status == status);
-    first("error").or_else(|| first("warn")).unwrap_or_else(|| panic!("all is well: {steps:#?}"))
+/// The first step with this status; before it none failed.
+fn found<'s>(steps: &'s [Step], status: &str) -> &'s Step {
+    let at = steps.iter().position(|step| step.status == status);
+    let at = at.unwrap_or_else(|| panic!("no step has status {status}: {steps:#?}"));
+    assert!(steps[..at].iter().all(|step| step.status != "error"), "an error came before: {steps:#?}");
+    &steps[at]
 }
 
 /// What was told of one cause: the rows, and the HINT of the error that a token gets.
@@ -330,7 +332,7 @@ fn each_cause_of_the_table_is_told_at_its_step_with_a_hint_of_its_own() {
         let mut said = BTreeSet::new();
         for how in &cause.provoked {
             let told = stage.provoke(how);
-            let step = found(&told.steps);
+            let step = found(&told.steps, &cause.status);
             let about = format!("{} by {how}: {:#?}", cause.name, told.steps);
             assert_eq!(
                 (step.name.as_str(), step.status.as_str()),
@@ -385,7 +387,7 @@ fn a_healthy_identity_is_told_step_by_step_and_nothing_is_cached() {
     let row = "SELECT state, fetches, failures, fetched_at FROM managed_identity.cached_tokens";
     let before = session.rows(row);
     world.emulator.identity().faults().next(1, Fault::status(403));
-    assert_eq!(found(&diagnose(&mut session, "storage", "machine")).name, "answer");
+    assert_eq!(found(&diagnose(&mut session, "storage", "machine"), "error").name, "answer");
     assert_eq!((session.rows(row), world.asked()), (before, 4));
     assert_eq!(session.value("SELECT managed_identity.access_token('storage')"), token);
     // The arguments have defaults, and are checked as everywhere.

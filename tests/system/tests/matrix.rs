@@ -52,6 +52,12 @@ ok    ok    ok    ok    -     -     -     -     -     | app              | manag
 ok    ok    ok    ok    -     -     -     -     -     | kv               | managed_identity.token_info('key-vault', '$')
 42809 42809 42809 42809 -     -     -     -     -     | blob part vault  | managed_identity.token_info('storage', '$')
 
+t     f     t     t     f     -     -     -     -     | machine          | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
+t     t     t     t     f     -     -     -     -     | app              | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
+f     f     f     f     f     -     -     -     -     | kv               | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
+t     t     t     t     f     -     -     -     -     | kv               | status = 'ok' FROM managed_identity.diagnose('key-vault', '$') LIMIT 1
+imds  imds  imds  imds  imds  -     imds  -     -     |                  | managed_identity.detected_source()
+
 3     2     3     3     0     -     -     -     -     |                  | managed_identity.forget_tokens()
 2     1     2     2     0     -     -     -     -     |                  | managed_identity.forget_tokens('storage')
 1     -     1     1     -     -     -     -     -     | machine          | managed_identity.forget_tokens(NULL, '$')
