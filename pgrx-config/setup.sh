@@ -227,7 +227,11 @@ add() {
             # Not installed, for then the system would start it now and ever after.
             rm -rf "$MI_CACHE/pgbouncer" "$MI_CACHE/pgbouncer.new"
             mkdir "$MI_CACHE/pgbouncer.new"
-            (cd "$MI_CACHE/pgbouncer.new" && apt-get -q -q -o APT::Sandbox::User=root download pgbouncer && dpkg-deb --extract pgbouncer_*.deb .)
+            (
+                cd "$MI_CACHE/pgbouncer.new"
+                apt-get -q -q -o APT::Sandbox::User=root download pgbouncer
+                dpkg-deb --extract pgbouncer_*.deb .
+            )
             mv "$MI_CACHE/pgbouncer.new" "$MI_CACHE/pgbouncer"
             ;;
         server-*) pgrx-config/build-postgres.sh "${1#*-}" "$MI_CACHE/postgresql-${1#*-}" ;;

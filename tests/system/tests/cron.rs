@@ -22,7 +22,8 @@ fn jobs_do_what_their_owners_may(use_background_workers: bool) {
     let mut session = world.session();
     session.run(&format!(
         "CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO etl, nobody;
-         CREATE TABLE t AS SELECT 1 AS a; CREATE TABLE got (by name, long bool, kind text); GRANT ALL ON t, got TO etl, nobody;
+         CREATE TABLE t AS SELECT 1 AS a; CREATE TABLE got (by name, long bool, kind text);
+         GRANT ALL ON t, got TO etl, nobody;
          GRANT EXECUTE ON FUNCTION managed_identity.access_token, azure_key_vault.secret TO etl, nobody;
          GRANT USAGE ON FOREIGN SERVER machine, vault, {ACCOUNT} TO etl"
     ));
