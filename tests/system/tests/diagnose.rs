@@ -178,6 +178,8 @@ impl Stage {
             "403" => with_fault(identity.faults(), refusal(403), tell),
             "410" => with_fault(identity.faults(), refusal(410), tell),
             "429" => with_fault(identity.faults(), refusal(429), tell),
+            "503" => with_fault(identity.faults(), refusal(503), tell),
+            "another service" => with_fault(identity.faults(), Reply::new(200).body(r#"{"x": "canary"}"#), tell),
             "HTML" => with_fault(identity.faults(), page(200), tell),
             "Via" => with_fault(identity.faults(), refusal(503).header("Via", "1.1 proxy").body("canary"), tell),
             "none assigned" => assigned(Vec::new(), None),
