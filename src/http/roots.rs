@@ -55,8 +55,8 @@ pub fn trusted(ca_file: Option<&CaFile>) -> Result<Trusted, Failure> {
     }
     let count = rustls_native_certs::load_native_certs().certs.len();
     let given = |name: &str| std::env::var_os(name).map(|path| format!("{name}, \"{}\"", path.display()));
-    let from = given("SSL_CERT_FILE").or_else(|| given("SSL_CERT_DIR"));
-    let from = from.unwrap_or_else(|| "the system's own store".into());
+    let given: Vec<_> = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(given).collect();
+    let from = if given.is_empty() { "the system's own store".into() } else { given.join(" and ") };
     if count > 0 {
         return Ok(Trusted { told: told(count, &from), hint: None });
     }

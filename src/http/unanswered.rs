@@ -63,9 +63,13 @@ impl Obstacle {
             }
             match error.downcast_ref::<io::Error>().map(io::Error::kind) {
                 Some(ErrorKind::ConnectionRefused) => return Self::Refused,
-                Some(ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable | ErrorKind::TimedOut) => {
-                    return Self::NoWay;
-                }
+                // The last is what a route says that is there to prohibit.
+                Some(
+                    ErrorKind::NetworkUnreachable
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::TimedOut
+                    | ErrorKind::PermissionDenied,
+                ) => return Self::NoWay,
                 _ => {}
             }
             match error.source() {
@@ -92,6 +96,7 @@ mod tests {
             (ErrorKind::NetworkUnreachable, Obstacle::NoWay),
             (ErrorKind::HostUnreachable, Obstacle::NoWay),
             (ErrorKind::TimedOut, Obstacle::NoWay),
+            (ErrorKind::PermissionDenied, Obstacle::NoWay),
             (ErrorKind::ConnectionReset, Obstacle::Other),
         ] {
             assert_eq!(deep(io::Error::from(kind).into()), obstacle, "{kind}");

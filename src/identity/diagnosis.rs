@@ -281,8 +281,8 @@ mod tests {
     #[test]
     fn a_pod_that_gets_its_nodes_identity_unasked_is_warned_of() {
         let client = ("client_id", "11111111-2222-3333-4444-555555555555");
-        type Given<'g> = &'g [(&'g str, &'g str)];
-        let cases: [(Machine, Given, Status, &str); 6] = [
+        type Options<'o> = &'o [(&'o str, &'o str)];
+        let cases: [(Machine, Options, Status, &str); 6] = [
             (machine(Environment::default()), &[], Status::Ok, "lacks AZURE_CLIENT_ID, AZURE_TENANT_ID"),
             (pod(), &[], Status::Warn, "of its node answers"),
             (pod(), &[client], Status::Warn, "user-assigned 11111111-2222-3333-4444-555555555555"),

@@ -103,11 +103,16 @@ impl Federated {
             200 => answer::token(answer, "the authority", now, jitter).map(|(token, _)| token),
             _ => Err(refused(answer)),
         };
-        read.map_err(|failure| match answer::came_by_proxy(answer) {
-            true => Failure { message: "a proxy answered, not the authority".into(), ..failure }.hint(
-                "Have the proxy pass the authority's host, or correct HTTPS_PROXY and NO_PROXY in the environment that PostgreSQL is started with.",
-            ),
-            false => failure,
+        read.map_err(|failure| {
+            if answer::came_by_proxy(answer) {
+                return Failure { message: "a proxy answered, not the authority".into(), ..failure }.hint(
+                    "Have the proxy pass the authority's host, or correct HTTPS_PROXY and NO_PROXY in the environment that PostgreSQL is started with.",
+                );
+            }
+            match failure.hint {
+                None if failure.kind == Kind::Protocol => failure.hint(NO_AUTHORITY),
+                _ => failure,
+            }
         })
     }
 

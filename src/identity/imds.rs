@@ -76,11 +76,18 @@ impl Imds {
             same_identity(&rest, selector)?;
             Ok(token)
         };
-        read().map_err(|failure| match answer::came_by_proxy(answer) || answer::is_page(answer) {
-            true => Failure { message: "a proxy answered, not the identity endpoint".into(), ..failure }.hint(
-                "Except 169.254.169.254 from what intercepts this machine's requests, such as a transparent proxy or a sidecar.",
-            ),
-            false => failure,
+        read().map_err(|failure| {
+            if answer::came_by_proxy(answer) || answer::is_page(answer) {
+                let message = "a proxy answered, not the identity endpoint".into();
+                return Failure { message, ..failure }.hint(
+                    "Except 169.254.169.254 from what intercepts this machine's requests, such as a transparent proxy or a sidecar.",
+                );
+            }
+            match failure.hint {
+                None if failure.kind == Kind::Protocol => failure
+                    .hint("It is no instance metadata service that answers there: correct managed_identity.imds_endpoint."),
+                _ => failure,
+            }
         })
     }
 
@@ -170,6 +177,7 @@ fn refused(answer: &Answer, selector: &Selector) -> Failure {
         (429, _) => {
             "All processes of this machine share the endpoint's limit: find the one that asks so often, and wait a minute."
         }
+        (408 | 500.., _) => "Try again in a minute; if it stays so, Azure's service health may tell why.",
         _ => return Failure::new(kind, message).detail(detail),
     };
     Failure::new(kind, message).detail(detail).hint(hint)
@@ -242,6 +250,7 @@ mod tests {
         ] {
             let refused = Imds::read(&answer(200, body.clone()), &Selector::Automatic, NOW, 0.0).expect_err("refused");
             assert_eq!(refused.kind, Kind::Protocol, "{body}");
+            assert!(refused.hint.is_some(), "{body}");
         }
     }
 

@@ -132,7 +132,9 @@ impl Stage {
         let in_cluster = Options::default().environment("KUBERNETES_SERVICE_HOST", "10.0.0.1");
         let hidden = match is_root() {
             true => Options { no_certificates: true, ..Options::default() },
-            false => Options::default().environment("SSL_CERT_FILE", "/nonexistent/roots.pem"),
+            false => Options::default()
+                .environment("SSL_CERT_FILE", "/nonexistent/roots.pem")
+                .environment("SSL_CERT_DIR", "/nonexistent"),
         };
         let bare = Pod::with(hidden);
         bare.world.set("managed_identity.tls_ca_file", "");
@@ -180,6 +182,8 @@ impl Stage {
             "403" => with_fault(identity.faults(), refusal(403), tell),
             "410" => with_fault(identity.faults(), refusal(410), tell),
             "429" => with_fault(identity.faults(), refusal(429), tell),
+            "503" => with_fault(identity.faults(), refusal(503), tell),
+            "another service" => with_fault(identity.faults(), Reply::new(200).body(r#"{"x": "canary"}"#), tell),
             "HTML" => with_fault(identity.faults(), page(200), tell),
             "Via" => with_fault(identity.faults(), refusal(503).header("Via", "1.1 proxy").body("canary"), tell),
             "none assigned" => assigned(Vec::new(), None),
@@ -220,6 +224,8 @@ impl Stage {
             "node" => tell(),
             "nothing listens" => nothing_listens(&self.aks, tell),
             "no connection" => no_connection(&self.aks, tell),
+            // A prefix that is there for packets to be discarded (RFC 6666).
+            "no route" => by_way_of(&self.aks, "[100::1]", tell),
             _ => panic!("how is \"{how}\" provoked?"),
         }
     }
@@ -306,8 +312,12 @@ fn nothing_listens(world: &World, tell: impl FnOnce() -> Told) -> Told {
 
 fn no_connection(world: &World, tell: impl FnOnce() -> Told) -> Told {
     let silent = NeverAccepts::start().unwrap();
+    by_way_of(world, &silent.address().to_string(), tell)
+}
+
+fn by_way_of(world: &World, address: &str, tell: impl FnOnce() -> Told) -> Told {
     with_setting(world, "managed_identity.connect_timeout", "200ms", || {
-        with_setting(world, "managed_identity.imds_endpoint", &format!("http://{}", silent.address()), tell)
+        with_setting(world, "managed_identity.imds_endpoint", &format!("http://{address}"), tell)
     })
 }
 

@@ -169,6 +169,7 @@ fn successes(stage: &Stage) {
         format!("COPY t FROM '{to}'"),
         "DO $$ BEGIN PERFORM managed_identity.access_token('storage'); END $$".into(),
         "DO $$ BEGIN PERFORM managed_identity.access_token('storage', NULL, true); END $$".into(),
+        "SELECT * FROM managed_identity.diagnose('key-vault', 'keys')".into(),
         "DO $$ BEGIN PERFORM managed_identity.authorization_header('key-vault', 'keys'); END $$".into(),
         "DO $$ DECLARE s text := azure_key_vault.secret('vault', 'secret'); BEGIN PERFORM length(s); END $$".into(),
     ] {
@@ -196,13 +197,18 @@ fn refusals(stage: &Stage) {
             let secret = format!("SELECT azure_key_vault.secret('vault', '{name}')");
             let from = format!("COPY t FROM '{}'", world.url(&format!("box/{name}-from.csv")));
             let to = format!("COPY t TO '{}'", world.url(&format!("box/{name}-to.csv")));
-            for (sql, fails) in [(token, true), (secret, true), (from, always_fails), (to, always_fails)] {
+            let steps = format!("SELECT to_json(d) FROM managed_identity.diagnose('{resource}') d");
+            let all = [(token, true), (secret, true), (steps, false), (from, always_fails), (to, always_fails)];
+            for (sql, fails) in all {
                 scope.spawn(move || {
                     let mut session = stage.session();
                     // A peer that breaks off again and again is given up by the statement.
                     session.run("SET statement_timeout = '20s'");
                     match session.try_rows(&sql) {
-                        Ok(rows) => assert!(!fails, "{sql}: {rows:?}"),
+                        Ok(rows) => {
+                            assert!(!fails, "{sql}: {rows:?}");
+                            stage.hear(&session, &rows.join("\n"));
+                        }
                         Err(error) => stage.hear(&session, &format!("{error:?}")),
                     }
                     stage.hear(&session, "");

@@ -133,7 +133,7 @@ fn every_refusal_has_its_sqlstate_detail_and_hint() {
     let other = Identity::user("other").client_id;
     let others = format!(r#"{{"access_token": "canary", "expires_in": "3600", "client_id": "{other}"}}"#);
     let answered = |status: u16| format!("answered {status}, error code some_code, request id id-17.");
-    let wrong = "What is wrong";
+    let (wrong, endpoint) = ("What is wrong", "correct managed_identity.imds_endpoint");
     let cases = [
         (status(400), "28000", answered(400), ""),
         (status(401), "28000", answered(401), "primary network interface"),
@@ -141,17 +141,22 @@ fn every_refusal_has_its_sqlstate_detail_and_hint() {
         (status(404), "58000", answered(404), "try again in a minute"),
         (status(410), "58000", answered(410), "try again in a minute"),
         (status(429), "53400", answered(429), "share the endpoint's limit"),
-        (status(500), "58000", answered(500), ""),
-        (status(503), "58000", answered(503), ""),
-        (status(418), "08P01", answered(418), ""),
-        (Reply::new(302).header("location", "http://127.0.0.1:1/").into(), "08P01", "answered 302".into(), ""),
+        (status(500), "58000", answered(500), "Try again in a minute"),
+        (status(503), "58000", answered(503), "Try again in a minute"),
+        (status(418), "08P01", answered(418), endpoint),
+        (Reply::new(302).header("location", "http://127.0.0.1:1/").into(), "08P01", "answered 302".into(), endpoint),
         (reply(401, "<html>canary</html>"), "28000", "answered 401.".into(), "such as a transparent proxy"),
-        (reply(200, ""), "08P01", wrong.into(), ""),
+        (reply(200, ""), "08P01", wrong.into(), endpoint),
         (reply(200, "<html>canary</html>"), "08P01", wrong.into(), "such as a transparent proxy"),
-        (reply(200, "[]"), "08P01", wrong.into(), ""),
-        (reply(200, r#"{"access_token": 1, "expires_in": "3600"}"#), "08P01", wrong.into(), ""),
-        (reply(200, r#"{"access_token": "", "expires_in": "3600"}"#), "08P01", "\"access_token\" is empty".into(), ""),
-        (reply(200, r#"{"access_token": "canary", "expires_on": "soon"}"#), "08P01", wrong.into(), ""),
+        (reply(200, "[]"), "08P01", wrong.into(), endpoint),
+        (reply(200, r#"{"access_token": 1, "expires_in": "3600"}"#), "08P01", wrong.into(), endpoint),
+        (
+            reply(200, r#"{"access_token": "", "expires_in": "3600"}"#),
+            "08P01",
+            "\"access_token\" is empty".into(),
+            endpoint,
+        ),
+        (reply(200, r#"{"access_token": "canary", "expires_on": "soon"}"#), "08P01", wrong.into(), endpoint),
         (reply(200, r#"{"access_token": "canary", "expires_on": "1000000000"}"#), "08P01", "ended".into(), "clock"),
         (reply(200, &others), "28000", format!("client_id {other}"), "assign the identity"),
         (Fault::Reset, "08001", String::from("reset"), ""),
