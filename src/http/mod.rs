@@ -11,3 +11,4 @@ pub mod retry;
 pub mod roots;
 pub mod runtime;
 pub mod thread;
+pub mod traffic;

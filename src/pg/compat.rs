@@ -1,6 +1,6 @@
 //! Every difference between PostgreSQL's majors.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 
@@ -29,6 +29,20 @@ pub fn postmaster_is_alive() -> bool {
     // SAFETY: a plain global; then reads a pipe that every child of a postmaster has. In single-user mode
     // there is none.
     unsafe { !pg_sys::IsUnderPostmaster || pmsignal::PostmasterIsAliveInternal() }
+}
+
+/// The wait event of this name, which pg_stat_activity shows as one of type Extension. Before 17 extensions have one
+/// for all.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub fn wait_event(_name: &CStr) -> u32 {
+    pg_sys::PG_WAIT_EXTENSION
+}
+
+/// The wait event of this name, which pg_stat_activity shows as one of type Extension. Takes a lock: a caller keeps it.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub fn wait_event(name: &CStr) -> u32 {
+    // SAFETY: reads the name; every process gets the same number for it.
+    unsafe { pg_sys::WaitEventExtensionNew(name.as_ptr()) }
 }
 
 // COPY.

@@ -17,6 +17,8 @@ pub mod options;
 pub mod record;
 pub mod servers;
 pub mod settings;
+pub mod stats;
+pub mod status;
 pub mod storage;
 pub mod text;
 pub mod tokens;
@@ -28,6 +30,7 @@ pub fn init() {
     // SAFETY: a plain global, set before any library is loaded.
     if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
         cache::init();
+        stats::init();
     }
     copy::init();
 }

@@ -294,6 +294,11 @@ pub fn http_options() -> client::Options {
     }
 }
 
+/// Whether `tls_ca_file` names a file.
+pub fn has_ca_file() -> bool {
+    !value(&TLS_CA_FILE).is_empty()
+}
+
 pub fn acquire_timeout() -> Duration {
     milliseconds(ACQUIRE_TIMEOUT.get())
 }
