@@ -22,6 +22,18 @@ CREATE VIEW managed_identity.resource_aliases AS
 COMMENT ON VIEW managed_identity.resource_aliases IS
     'short names of resources in the configured cloud, for access_token and option resources';
 
+CREATE VIEW managed_identity.status AS
+    SELECT version, preloaded, worker_pid, source, roots, slots_used, slots_total, next_expiry_seconds
+    FROM managed_identity.status();
+COMMENT ON VIEW managed_identity.status IS 'how managed_identity is set up on this server, in one row';
+
+CREATE VIEW managed_identity.stat_requests AS
+    SELECT kind, server, operation, requests, retries, throttled, errors, bytes_in, bytes_out, total_time_ms,
+           last_error, last_error_at, stats_reset, database
+    FROM managed_identity.stat_requests();
+COMMENT ON VIEW managed_identity.stat_requests IS
+    'what was asked of Azure since stats_reset, in all databases: requests, and errors of fetches, secrets and COPYs';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
 GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases TO PUBLIC;
@@ -36,6 +48,12 @@ REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+
+-- What tells of other roles' work is for those who watch the server.
+REVOKE EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests(), managed_identity.stat_reset()
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests() TO pg_monitor;
+GRANT SELECT ON managed_identity.status, managed_identity.stat_requests TO pg_monitor;
 
 -- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the
 -- caller's rights, so it can do what CREATE SERVER, ALTER SERVER and GRANT let him do, and no more.

@@ -1,32 +1,51 @@
 -- What CREATE EXTENSION managed_identity runs at version 0.1.0: written by pgrx-config/release-sql.sh.
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+CREATE SCHEMA IF NOT EXISTS managed_identity;
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
+CREATE  FUNCTION managed_identity."cached_tokens"() RETURNS TABLE (
+	"identity" name,
+	"kind" TEXT,
+	"id" TEXT,
+	"resource" TEXT,
+	"source" TEXT,
+	"state" TEXT,
+	"expires_at" timestamp with time zone,
+	"refresh_at" timestamp with time zone,
+	"fetched_at" timestamp with time zone,
+	"hits" bigint,
+	"fetches" bigint,
+	"failures" bigint,
+	"last_error" TEXT,
+	"last_error_at" timestamp with time zone,
+	"waiting" INT
+)
+STRICT VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
+CREATE  FUNCTION managed_identity."authorization_header"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL
 ) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
+AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS managed_identity;
+CREATE  FUNCTION managed_identity."access_token"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL,
+	"force_refresh" bool DEFAULT false
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'access_token_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -37,6 +56,72 @@ CREATE  FUNCTION managed_identity."managed_identity_validator"(
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'detected_source_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."stat_requests"() RETURNS TABLE (
+	"kind" TEXT,
+	"server" TEXT,
+	"operation" TEXT,
+	"requests" bigint,
+	"retries" bigint,
+	"throttled" bigint,
+	"errors" bigint,
+	"bytes_in" bigint,
+	"bytes_out" bigint,
+	"total_time_ms" double precision,
+	"last_error" TEXT,
+	"last_error_at" timestamp with time zone,
+	"stats_reset" timestamp with time zone,
+	"database" TEXT
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'stat_requests_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."forget_tokens"(
+	"resource" TEXT DEFAULT NULL,
+	"identity" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."stat_reset"() RETURNS void
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'stat_reset_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
+	"version" TEXT,
+	"preloaded" bool,
+	"worker_pid" INT,
+	"source" TEXT,
+	"roots" TEXT,
+	"slots_used" INT,
+	"slots_total" INT,
+	"next_expiry_seconds" bigint
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -66,68 +151,28 @@ AS 'MODULE_PATHNAME', 'diagnose_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."authorization_header"(
-	"resource" TEXT,
-	"identity" name DEFAULT NULL
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
 ) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
+AS 'MODULE_PATHNAME', 'secret_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."access_token"(
-	"resource" TEXT,
-	"identity" name DEFAULT NULL,
-	"force_refresh" bool DEFAULT false
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'access_token_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."forget_tokens"(
-	"resource" TEXT DEFAULT NULL,
-	"identity" name DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."cached_tokens"() RETURNS TABLE (
-	"identity" name,
-	"kind" TEXT,
-	"id" TEXT,
-	"resource" TEXT,
-	"source" TEXT,
-	"state" TEXT,
-	"expires_at" timestamp with time zone,
-	"refresh_at" timestamp with time zone,
-	"fetched_at" timestamp with time zone,
-	"hits" bigint,
-	"fetches" bigint,
-	"failures" bigint,
-	"last_error" TEXT,
-	"last_error_at" timestamp with time zone,
-	"waiting" INT
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'detected_source_wrapper';
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -169,6 +214,18 @@ CREATE VIEW managed_identity.resource_aliases AS
 COMMENT ON VIEW managed_identity.resource_aliases IS
     'short names of resources in the configured cloud, for access_token and option resources';
 
+CREATE VIEW managed_identity.status AS
+    SELECT version, preloaded, worker_pid, source, roots, slots_used, slots_total, next_expiry_seconds
+    FROM managed_identity.status();
+COMMENT ON VIEW managed_identity.status IS 'how managed_identity is set up on this server, in one row';
+
+CREATE VIEW managed_identity.stat_requests AS
+    SELECT kind, server, operation, requests, retries, throttled, errors, bytes_in, bytes_out, total_time_ms,
+           last_error, last_error_at, stats_reset, database
+    FROM managed_identity.stat_requests();
+COMMENT ON VIEW managed_identity.stat_requests IS
+    'what was asked of Azure since stats_reset, in all databases: requests, and errors of fetches, secrets and COPYs';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
 GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases TO PUBLIC;
@@ -183,6 +240,12 @@ REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+
+-- What tells of other roles' work is for those who watch the server.
+REVOKE EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests(), managed_identity.stat_reset()
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests() TO pg_monitor;
+GRANT SELECT ON managed_identity.status, managed_identity.stat_requests TO pg_monitor;
 
 -- For scripts that run twice: brings a server to what is wanted and says what that took. It runs with the
 -- caller's rights, so it can do what CREATE SERVER, ALTER SERVER and GRANT let him do, and no more.

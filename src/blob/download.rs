@@ -58,7 +58,10 @@ impl Download {
             let work = async {
                 let last = match produce(&target, bearer, gzip, block, &sender).await {
                     Ok(()) => Next::End,
-                    Err(failure) => Next::Failed(failure),
+                    Err(failure) => {
+                        target.traffic.failed(&failure);
+                        Next::Failed(failure)
+                    }
                 };
                 let _ = sender.send(last).await;
             };
@@ -279,6 +282,7 @@ mod tests {
                 request_timeout: Duration::from_secs(60),
                 ca_file: None,
             },
+            traffic: Arc::default(),
         };
         let mut download = Download::start(target, AccessToken::for_test("t"), false, 8 << 20).expect("a thread");
         let (mut stream, _) = listener.accept().expect("a connection");

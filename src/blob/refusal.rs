@@ -37,6 +37,11 @@ impl Refusal {
         matches!(self.status, 408 | 429 | 500..)
     }
 
+    /// Whether the service says that it is asked too often. Blob Storage does so by 503 and a code of its own.
+    pub fn is_throttling(&self) -> bool {
+        self.status == 429 || self.error_code.as_deref() == Some("ServerBusy")
+    }
+
     pub fn failure(&self, operation: Operation) -> Failure {
         let error_code = self.error_code.as_deref().unwrap_or_default();
         let (kind, message, hint) = match (self.status, operation) {
@@ -150,5 +155,7 @@ mod tests {
         for status in [302, 400, 401, 403, 404, 409, 412, 416] {
             assert!(!refusal(status, "x").is_worth_another_try(), "{status}");
         }
+        assert!(refusal(429, "TooManyRequests").is_throttling() && refusal(503, "ServerBusy").is_throttling());
+        assert!(!refusal(503, "InternalError").is_throttling());
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
@@ -24,6 +25,7 @@ use super::refusal::Refusal;
 use crate::http::client::{innermost, unreachable};
 use crate::http::destination::Destination;
 use crate::http::failure::{Failure, Kind};
+use crate::http::traffic::Traffic;
 use crate::token::AccessToken;
 
 /// 416 for the first range: the blob is empty.
@@ -41,6 +43,7 @@ pub struct Service {
     pub patience: Duration,
     /// The last answer that was worth another try; its headers explain the failure if the tries end.
     pub last: Arc<Mutex<Option<Refusal>>>,
+    pub traffic: Arc<Traffic>,
 }
 
 #[async_trait]
@@ -53,6 +56,7 @@ impl HttpService for Service {
         if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             && let Some(token) = self.bearer.instead_of(&token).await
         {
+            self.traffic.will_be_repeated();
             answer = self.send(&request, &url, &token).await?;
         }
         if commit::is_refused(&request, &answer) {
@@ -72,14 +76,28 @@ impl Service {
         *outgoing.headers_mut() = headers;
         let progress = Progress::default();
         if body.content_length() > 0 {
-            *outgoing.body_mut() =
-                Some(reqwest::Body::wrap(Watched { body, rest: Bytes::new(), progress: progress.clone() }));
+            *outgoing.body_mut() = Some(reqwest::Body::wrap(Watched {
+                body,
+                rest: Bytes::new(),
+                progress: progress.clone(),
+                traffic: self.traffic.clone(),
+            }));
         }
-        let answer = self.watched(outgoing, &progress).await?;
+        self.traffic.request();
+        let answer = self.watched(outgoing, &progress).await.inspect_err(|_| self.traffic.will_be_repeated())?;
         let answer: http::Response<reqwest::Body> = answer.into();
         let (parts, body) = answer.into_parts();
         let authority = authority(url);
-        let body = http_body_util::BodyExt::map_err(body, move |error| transport(&authority, error));
+        let (came, cut) = (self.traffic.clone(), self.traffic.clone());
+        let body = body
+            .map_frame(move |frame| {
+                came.received(frame.data_ref().map_or(0, Bytes::len));
+                frame
+            })
+            .map_err(move |error| {
+                cut.will_be_repeated();
+                transport(&authority, error)
+            });
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
     }
 
@@ -135,7 +153,11 @@ impl Service {
             return Ok(answer);
         }
         let refusal = Refusal::read(status, answer.headers());
+        if refusal.is_throttling() {
+            self.traffic.throttled();
+        }
         if refusal.is_worth_another_try() {
+            self.traffic.will_be_repeated();
             // Poisoned only by a panic while holding it, which leaves a valid value.
             *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(refusal);
             let (parts, _) = answer.into_parts();
@@ -197,6 +219,7 @@ struct Watched {
     body: HttpRequestBody,
     rest: Bytes,
     progress: Progress,
+    traffic: Arc<Traffic>,
 }
 
 impl Body for Watched {
@@ -213,6 +236,7 @@ impl Body for Watched {
         }
         self.progress.made();
         let piece = PIECE.min(self.rest.len());
+        self.traffic.sent(piece);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 

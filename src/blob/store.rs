@@ -15,6 +15,7 @@ use super::url::Blob;
 use crate::http::client::{self, Purpose};
 use crate::http::destination::Destination;
 use crate::http::failure::{Failure, Kind};
+use crate::http::traffic::Traffic;
 
 /// Which blob is to be moved, and how it is reached.
 #[derive(Debug, Clone)]
@@ -22,6 +23,7 @@ pub struct Target {
     pub destination: Destination,
     pub blob: Blob,
     pub http: client::Options,
+    pub traffic: Arc<Traffic>,
 }
 
 /// The blob as object_store sees it. Lives on the helper's runtime, as its client does.
@@ -48,6 +50,7 @@ impl Store {
             bearer,
             patience,
             last: last.clone(),
+            traffic: target.traffic.clone(),
         };
         let azure = MicrosoftAzureBuilder::new()
             // Only a shared key's signature needs the account; the endpoint says it all.
@@ -148,6 +151,7 @@ mod tests {
                 request_timeout: Duration::from_secs(1),
                 ca_file: None,
             },
+            traffic: Arc::default(),
         };
         (target, requests)
     }
@@ -213,6 +217,8 @@ mod tests {
             });
             let requests: Vec<String> = requests.try_iter().collect();
             assert_eq!(requests.len(), tries);
+            let counts = target.traffic.take();
+            assert_eq!((counts.requests, counts.retries), (tries as u64, 1));
             assert!(requests[0].contains("Bearer old") && requests[1].contains("Bearer new"), "{requests:?}");
             match got {
                 Ok(found) => assert_eq!((answers.len(), found.meta.size), (2, 2)),
@@ -229,6 +235,8 @@ mod tests {
             "HTTP/1.1 404 Gone\r\nx-ms-error-code: BlobNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         let (target, _requests) = server(&[BUSY, BUSY, MISSING]);
         assert_eq!(ask(&target, Operation::Read).kind, Kind::NotFound);
+        let counts = target.traffic.take();
+        assert_eq!((counts.requests, counts.retries, counts.throttled), (3, 2, 2));
         let (target, requests) = server(&[BUSY]);
         let failure = ask(&target, Operation::Read);
         assert_eq!(failure.kind, Kind::Unavailable);

@@ -59,6 +59,9 @@ impl Upload {
                 () = answer.closed() => return,
                 result = consume(&target, bearer, gzip, block, &mut receiver) => result,
             };
+            if let Err(failure) = &result {
+                target.traffic.failed(failure);
+            }
             let _ = answer.send(result);
         })?;
         Ok(Self { pieces, done, sent: 0, gzip, block, renewer })

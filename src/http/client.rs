@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::failure::{Failure, Kind};
 use super::request::{ANSWER_LIMIT, Answer, Request};
 use super::roots::{self, CaFile};
+use super::traffic::Traffic;
 use super::unanswered::{Obstacle, Unanswered};
 use super::{resolver, retry};
 
@@ -73,19 +74,30 @@ pub fn build(options: &Options, purpose: Purpose, in_clear: bool) -> Result<Clie
 
 /// Sends a request and repeats it where that may help: after an answer whose status `is_worth_a_retry`
 /// names, or a connection that broke after it was made; never past `limit`. The last answer comes
-/// back whatever its status. A connection that cannot be made is final: nobody listens.
+/// back whatever its status. A connection that cannot be made is final: nobody listens. What is moved is counted in
+/// `traffic`, also when the future is dropped.
 pub async fn ask(
     options: &Options,
     purpose: Purpose,
     request: &Request,
     is_worth_a_retry: fn(u16) -> bool,
     limit: Duration,
+    traffic: &Traffic,
 ) -> Result<Answer, Unanswered> {
+    let _waiting = traffic.waiting();
     let end = tokio::time::Instant::now() + limit;
     let mut tries = 0;
     loop {
         tries += 1;
+        traffic.request();
+        traffic.sent(request.form.as_ref().map_or(0, |form| form.bytes().len()));
         let outcome = send(options, purpose, request.clone()).await;
+        if let Ok(answer) = &outcome {
+            traffic.received(answer.body.len());
+            if answer.status == 429 {
+                traffic.throttled();
+            }
+        }
         let wish = match &outcome {
             Ok(answer) if is_worth_a_retry(answer.status) => retry::asked_for(answer, SystemTime::now()),
             Err(unanswered) if unanswered.connected => None,
@@ -93,7 +105,10 @@ pub async fn ask(
         };
         let wait = retry::wait_before_next(tries, wish);
         match wait.map(|wait| tokio::time::Instant::now() + wait).filter(|next| *next < end) {
-            Some(next) => tokio::time::sleep_until(next).await,
+            Some(next) => {
+                traffic.will_be_repeated();
+                tokio::time::sleep_until(next).await;
+            }
             None => return outcome,
         }
     }

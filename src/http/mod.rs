@@ -11,4 +11,5 @@ pub mod retry;
 pub mod roots;
 pub mod runtime;
 pub mod thread;
+pub mod traffic;
 pub mod unanswered;

@@ -69,6 +69,20 @@ pub fn trusted(ca_file: Option<&CaFile>) -> Result<Trusted, Failure> {
     })
 }
 
+/// Where the authorities that are trusted come from: `tls_ca_file`, `SSL_CERT_FILE`, `SSL_CERT_DIR`, `system`, or
+/// `compiled in` where the system has none.
+pub fn in_use(has_ca_file: bool) -> &'static str {
+    if has_ca_file {
+        return "tls_ca_file";
+    }
+    // A system without any roots is what makes this fail.
+    if reqwest::Client::builder().tls_backend_rustls().build().is_err() {
+        return "compiled in";
+    }
+    let variables = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+    variables.into_iter().find(|name| std::env::var_os(name).is_some()).unwrap_or("system")
+}
+
 fn unreadable(path: &Path, why: &str) -> Failure {
     Failure::new(Kind::Local, format!("could not read the CA file \"{}\"", path.display()))
         .detail(why)

@@ -92,6 +92,20 @@ pub fn reload_if_asked() {
     }
 }
 
+/// The wait event of this name, which pg_stat_activity shows as one of type Extension. Before 17 extensions have one
+/// for all.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub fn wait_event(_name: &CStr) -> u32 {
+    pg_sys::PG_WAIT_EXTENSION
+}
+
+/// The wait event of this name, which pg_stat_activity shows as one of type Extension. Takes a lock: a caller keeps it.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub fn wait_event(name: &CStr) -> u32 {
+    // SAFETY: reads the name; every process gets the same number for it.
+    unsafe { pg_sys::WaitEventExtensionNew(name.as_ptr()) }
+}
+
 // COPY.
 
 /// Core's callback for the output of COPY TO.

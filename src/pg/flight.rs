@@ -244,7 +244,13 @@ fn wait_for(at: usize, milliseconds: i64) {
     // returns, so that a change between our look and the sleep is not missed.
     let milliseconds = milliseconds.clamp(1, 1_000);
     // SAFETY: a condition variable that lives as long as the process.
-    unsafe { pg_sys::ConditionVariableTimedSleep(cache::condition(at), milliseconds, pg_sys::PG_WAIT_EXTENSION) };
+    unsafe {
+        pg_sys::ConditionVariableTimedSleep(
+            cache::condition(at),
+            milliseconds,
+            interrupts::Event::TokenOfAnother.number(),
+        )
+    };
 }
 
 /// No longer waits for anything.

@@ -1,7 +1,9 @@
 //! Waiting on the network with PostgreSQL's interrupts alive.
 
+use std::ffi::CStr;
 use std::future::Future;
 use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pgrx::pg_sys;
 
@@ -17,14 +19,48 @@ fn pending() -> bool {
     unsafe { std::ptr::read_volatile(&raw const pg_sys::InterruptPending) != 0 }
 }
 
+/// What is waited for, as pg_stat_activity calls it from 17 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The identity's endpoint.
+    Token,
+    /// Another session's fetch of the same token.
+    TokenOfAnother,
+    StorageRead,
+    StorageWrite,
+    KeyVault,
+}
+
+impl Event {
+    fn name(self) -> &'static CStr {
+        match self {
+            Self::Token => c"ManagedIdentityToken",
+            Self::TokenOfAnother => c"ManagedIdentityTokenWait",
+            Self::StorageRead => c"AzureStorageRead",
+            Self::StorageWrite => c"AzureStorageWrite",
+            Self::KeyVault => c"AzureKeyVault",
+        }
+    }
+
+    /// As PostgreSQL numbers it.
+    pub fn number(self) -> u32 {
+        static NUMBERS: [AtomicU32; 5] = [const { AtomicU32::new(0) }; 5];
+        let known = &NUMBERS[self as usize];
+        if known.load(Ordering::Relaxed) == 0 {
+            known.store(compat::wait_event(self.name()), Ordering::Relaxed);
+        }
+        known.load(Ordering::Relaxed)
+    }
+}
+
 /// Shows the wait in pg_stat_activity while it lasts. Not exported as functions on every major, so
 /// the variable is written as the inline function in `wait_event.h` does.
 struct WaitEvent;
 
 impl WaitEvent {
-    fn start() -> Self {
+    fn start(number: u32) -> Self {
         // SAFETY: my_wait_event_info points to this backend's own slot or a local dummy, always.
-        unsafe { pg_sys::my_wait_event_info.write_volatile(pg_sys::PG_WAIT_EXTENSION) };
+        unsafe { pg_sys::my_wait_event_info.write_volatile(number) };
         Self
     }
 }
@@ -36,13 +72,18 @@ impl Drop for WaitEvent {
     }
 }
 
-/// Waits for a future, slice by slice.
+/// Waits for what the identity's endpoint is asked for: see [`wait_as`].
+pub fn wait<F: Future>(future: F) -> F::Output {
+    wait_as(Event::Token, future)
+}
+
+/// Waits for a future, slice by slice, and shows the event meanwhile.
 ///
 /// Interrupts are looked at between slices, with no runtime frame on the stack: an ERROR then unwinds
 /// through here and drops the future (its request is given up), and a FATAL leaves by exit() with the
 /// runtime idle. Looking inside `block_on` instead aborts the process on terminate, which takes the
 /// whole cluster through crash recovery. The future itself must not call PostgreSQL.
-pub fn wait<F: Future>(future: F) -> F::Output {
+pub fn wait_as<F: Future>(event: Event, future: F) -> F::Output {
     static SETUP: Once = Once::new();
     SETUP.call_once(|| {
         runtime::watch_interrupts(pending);
@@ -53,10 +94,11 @@ pub fn wait<F: Future>(future: F) -> F::Output {
             unsafe { pg_sys::ReserveExternalFD() };
         }
     });
+    let number = event.number();
     let mut future = Box::pin(future);
     loop {
         let slice = {
-            let _shown = WaitEvent::start();
+            let _shown = WaitEvent::start(number);
             runtime::drive(future.as_mut())
         };
         if let Some(output) = slice.or_raise() {

@@ -18,6 +18,8 @@ pub mod options;
 pub mod record;
 pub mod servers;
 pub mod settings;
+pub mod stats;
+pub mod status;
 pub mod storage;
 pub mod text;
 pub mod tokens;
@@ -30,6 +32,7 @@ pub fn init() {
     // SAFETY: a plain global, set before any library is loaded.
     if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
         cache::request();
+        stats::init();
         worker::register();
     }
     copy::init();

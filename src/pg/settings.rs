@@ -309,6 +309,11 @@ pub fn refresh_ahead() -> bool {
     REFRESH_AHEAD.get()
 }
 
+/// Whether `tls_ca_file` names a file.
+pub fn has_ca_file() -> bool {
+    !value(&TLS_CA_FILE).is_empty()
+}
+
 pub fn acquire_timeout() -> Duration {
     milliseconds(ACQUIRE_TIMEOUT.get())
 }

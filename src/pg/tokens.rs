@@ -13,10 +13,12 @@ use pgrx::prelude::*;
 use super::error::{OrRaise, error, tell};
 use super::flight::{self, Asked, Refusal};
 use super::identities::{self, KnownIdentity};
+use super::stats::{Operation, Tally};
 use super::{access_log, cache, clock, servers, settings};
 use crate::http::client;
 use crate::http::failure::{Failure, Kind};
 use crate::http::retry;
+use crate::http::traffic::Traffic;
 use crate::identity::cloud::description;
 use crate::identity::{Resource, Source};
 use crate::token::AccessToken;
@@ -155,7 +157,10 @@ fn acquire(
         options: &identity.text,
     };
     let options = settings::http_options().or_raise();
-    let served = flight::token(&asked, force, |left| fetch(source, resource, &options, left)).or_raise();
+    let tally = Tally::begin(Operation::Token, &identity.name);
+    let served = flight::token(&asked, force, |left| fetch(source, resource, &options, left, tally.traffic()));
+    let served = tally.judged(served).or_raise();
+    drop(tally);
     if served.not_forced {
         let report =
             ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, "the cached token is returned", "")
@@ -207,10 +212,23 @@ pub async fn fetch(
     resource: &Resource,
     options: &client::Options,
     left: Duration,
+    traffic: &Traffic,
+) -> Result<AccessToken, Refusal> {
+    let fetched = fetched(source, resource, options, left, traffic).await;
+    // Counted here, for who has an old token that is still good is not told.
+    fetched.inspect_err(|refusal| traffic.failed(&refusal.failure))
+}
+
+async fn fetched(
+    source: &Source,
+    resource: &Resource,
+    options: &client::Options,
+    left: Duration,
+    traffic: &Traffic,
 ) -> Result<AccessToken, Refusal> {
     let plain = |failure| Refusal { failure, wait: None };
     let request = source.request(resource).map_err(plain)?;
-    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left)
+    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left, traffic)
         .await
         .map_err(|unanswered| plain(source.unanswered(unanswered)))?;
     let wait = retry::asked_for(&answer, SystemTime::now());

@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::error::OrRaise;
 use super::identities::{self, KnownIdentity};
 use super::servers::{self, Wrapper};
+use super::stats::{Operation, Tally};
 use super::text::SqlText;
 use super::{access_log, interrupts, settings, tokens};
 use crate::http::client::{self, Purpose};
+use crate::http::failure::Failure;
 use crate::token::AccessToken;
 use crate::vault::access::VaultAccess;
 use crate::vault::secret;
@@ -25,10 +27,11 @@ pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
     let options = settings::http_options().or_raise();
     let token = vault.token();
     vault.access.destination.attach(&request.url, &mut request.headers, token.bearer().or_raise()).or_raise();
-    let answer =
-        interrupts::wait(client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES))
-            .or_raise();
-    let value = SqlText::from_utf8(&secret::read(&answer, name).or_raise());
+    let tally = Tally::begin(Operation::Secret, &vault.server);
+    let ask = client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES, tally.traffic());
+    let answer = interrupts::wait_as(tally.event(), ask).map_err(Failure::from);
+    let answer = tally.judged(answer).or_raise();
+    let value = SqlText::from_utf8(&tally.judged(secret::read(&answer, name)).or_raise());
     access_log::secret(&vault.server, name, answer.header("x-ms-request-id"));
     value
 }

@@ -18,6 +18,7 @@ use pgrx::prelude::*;
 use super::cache::{self, Locked, Wanted};
 use super::error::tell;
 use super::flight::{self, Lead, Refusal};
+use super::stats::{Operation, Tally};
 use super::{clock, compat, interrupts, settings, tokens};
 use crate::http::client;
 use crate::http::failure::Failure;
@@ -105,8 +106,9 @@ pub extern "C-unwind" fn managed_identity_renewal(_argument: pg_sys::Datum) {
             match request_of(&due.wanted) {
                 Ok((source, resource, options)) => {
                     let left = settings::acquire_timeout();
+                    let traffic = due.tally.traffic().clone();
                     running.push(async move {
-                        let fetch = tokens::fetch(&source, &resource, &options, left);
+                        let fetch = tokens::fetch(&source, &resource, &options, left, &traffic);
                         let outcome = flight::within(left, fetch).await;
                         (due, outcome)
                     });
@@ -161,6 +163,8 @@ fn sleep(milliseconds: i64) {
 struct Due {
     lead: Lead,
     wanted: Wanted,
+    /// Under no server's name, for the worker knows none.
+    tally: Tally,
 }
 
 /// Takes the lead of up to `room` slots whose time has come; says in how many milliseconds the next one's does.
@@ -193,7 +197,11 @@ fn take_due(room: usize) -> (Vec<Due>, i64) {
             }
         }
     }
-    let due = |(at, attempt, wanted)| Due { lead: Lead::new(at, attempt), wanted };
+    let due = |(at, attempt, wanted)| Due {
+        lead: Lead::new(at, attempt),
+        wanted,
+        tally: Tally::begin(Operation::Token, c""),
+    };
     (taken.into_iter().map(due).collect(), next)
 }
 

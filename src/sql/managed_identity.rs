@@ -10,7 +10,7 @@ mod managed_identity {
     use crate::pg::name::Name;
     use crate::pg::record::Record;
     use crate::pg::text::SqlText;
-    use crate::pg::{clock, diagnose, options, settings, tokens};
+    use crate::pg::{clock, diagnose, options, settings, stats, status, tokens};
 
     /// The token of an identity for a resource.
     #[pg_extern(volatile, parallel_restricted)]
@@ -134,6 +134,83 @@ mod managed_identity {
         let resource = resource.unwrap_or_else(|| tokens::null_argument("resource"));
         let steps = diagnose::steps(resource, identity.as_ref().map(Name::as_c_str));
         TableIterator::new(steps.into_iter().map(|step| (step.name, step.status.as_str(), step.detail, step.hint)))
+    }
+
+    /// The row of view `status`.
+    #[pg_extern(volatile, parallel_restricted)]
+    #[allow(clippy::type_complexity, reason = "one SQL column after the other")]
+    fn status() -> TableIterator<
+        'static,
+        (
+            name!(version, &'static str),
+            name!(preloaded, bool),
+            name!(worker_pid, Option<i32>),
+            name!(source, &'static str),
+            name!(roots, &'static str),
+            name!(slots_used, i32),
+            name!(slots_total, i32),
+            name!(next_expiry_seconds, Option<i64>),
+        ),
+    > {
+        let status = status::status();
+        TableIterator::once((
+            status.version,
+            status.preloaded,
+            status.worker_pid,
+            status.source,
+            status.roots,
+            status.slots_used,
+            status.slots_total,
+            status.next_expiry_seconds,
+        ))
+    }
+
+    /// The rows of view `stat_requests`.
+    #[pg_extern(volatile, parallel_restricted)]
+    #[allow(clippy::type_complexity, reason = "one SQL column after the other")]
+    fn stat_requests() -> TableIterator<
+        'static,
+        (
+            name!(kind, &'static str),
+            name!(server, Option<String>),
+            name!(operation, &'static str),
+            name!(requests, i64),
+            name!(retries, i64),
+            name!(throttled, i64),
+            name!(errors, i64),
+            name!(bytes_in, i64),
+            name!(bytes_out, i64),
+            name!(total_time_ms, f64),
+            name!(last_error, Option<String>),
+            name!(last_error_at, Option<TimestampWithTimeZone>),
+            name!(stats_reset, Option<TimestampWithTimeZone>),
+            name!(database, Option<String>),
+        ),
+    > {
+        TableIterator::new(stats::rows().into_iter().map(|row| {
+            (
+                row.kind,
+                row.server,
+                row.operation,
+                row.requests,
+                row.retries,
+                row.throttled,
+                row.errors,
+                row.bytes_in,
+                row.bytes_out,
+                row.total_time_ms,
+                row.last_error,
+                clock::timestamp(row.last_error_at),
+                clock::timestamp(row.counting_since),
+                row.database,
+            )
+        }))
+    }
+
+    /// Forgets all that `stat_requests` has counted.
+    #[pg_extern(volatile, parallel_restricted)]
+    fn stat_reset() {
+        stats::reset();
     }
 
     #[pg_extern(strict, parallel_restricted)]

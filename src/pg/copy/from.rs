@@ -12,6 +12,7 @@ use super::statement::Statement;
 use crate::blob::download::{Download, Next};
 use crate::blob::store::Target;
 use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::stats::Tally;
 use crate::pg::{interrupts, settings};
 use crate::token::AccessToken;
 
@@ -88,6 +89,7 @@ unsafe extern "C-unwind" fn read(out: *mut c_void, least: c_int, most: c_int) ->
 /// Where the data comes from.
 struct Source {
     lease: Lease,
+    tally: Tally,
     state: State,
     /// The blob's size, once it is open.
     size: Option<u64>,
@@ -105,9 +107,11 @@ enum State {
 
 impl Source {
     fn new(statement: &Statement) -> Self {
+        let tally = statement.tally();
         Self {
             lease: Lease::new(statement.storage.clone()),
-            state: State::Planned(Box::new((statement.target(), statement.storage.token()))),
+            state: State::Planned(Box::new((statement.target(&tally), statement.storage.token()))),
+            tally,
             size: None,
             data: Bytes::new(),
             gzip: statement.gzip,
@@ -145,7 +149,10 @@ impl Source {
         let State::Reading(download) = &mut self.state else {
             return false;
         };
-        let next = download.ready().unwrap_or_else(|| interrupts::wait(download.next()));
+        let next = download.ready().unwrap_or_else(|| {
+            let _waiting = self.tally.traffic().waiting();
+            interrupts::wait_as(self.tally.event(), download.next())
+        });
         match next {
             Next::Opened(size) => self.size = Some(size),
             Next::Data(data) => self.data = data,

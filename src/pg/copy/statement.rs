@@ -13,6 +13,7 @@ use crate::pg::access_log;
 use crate::pg::compat;
 use crate::pg::error::{OrRaise, error};
 use crate::pg::settings;
+use crate::pg::stats::{Operation, Tally};
 use crate::pg::storage::{self, Direction, Storage};
 
 /// A COPY from or to a blob. The pointers live as long as the memory context it was read in.
@@ -76,12 +77,19 @@ impl Statement {
         access_log::blob(&self.storage.server, self.is_from(), &blob.container, &blob.name);
     }
 
+    /// What counts the statement's requests.
+    pub fn tally(&self) -> Tally {
+        let operation = if self.is_from() { Operation::ReadBlob } else { Operation::WriteBlob };
+        Tally::begin(operation, &self.storage.server)
+    }
+
     /// What a transfer needs to know.
-    pub fn target(&self) -> Target {
+    pub fn target(&self, tally: &Tally) -> Target {
         Target {
             destination: self.storage.destination.clone(),
             blob: self.storage.blob.clone(),
             http: settings::http_options().or_raise(),
+            traffic: tally.traffic().clone(),
         }
     }
 }

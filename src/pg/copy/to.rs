@@ -15,6 +15,7 @@ use super::stack::{self, Pushed, Stack};
 use super::statement::Statement;
 use crate::blob::upload::{Ready, Upload};
 use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::stats::Tally;
 use crate::pg::{compat, interrupts, settings};
 use crate::token::AccessToken;
 
@@ -107,6 +108,7 @@ unsafe extern "C-unwind" fn write(data: *mut c_void, length: c_int) {
 /// Where the data goes.
 struct Sink {
     lease: Lease,
+    tally: Tally,
     upload: Upload,
     /// The piece that is being filled, with room for all of it.
     filling: Vec<u8>,
@@ -118,10 +120,12 @@ impl Sink {
     /// Nothing is requested before the first piece is full, or the end.
     fn start(statement: &Statement, token: AccessToken) -> Self {
         let block = settings::blob_block_size();
-        let upload = Upload::start(statement.target(), token, statement.gzip, block).or_raise();
+        let tally = statement.tally();
+        let upload = Upload::start(statement.target(&tally), token, statement.gzip, block).or_raise();
         let piece = upload.piece().or_raise();
         Self {
             lease: Lease::new(statement.storage.clone()),
+            tally,
             upload,
             filling: Vec::with_capacity(piece),
             piece,
@@ -176,7 +180,10 @@ impl Sink {
     /// Waits for the upload; false when it has to be waited for again.
     fn settled(&mut self, wait: impl FnOnce(&mut Upload) -> Pin<Box<dyn Future<Output = Ready> + '_>>) -> bool {
         self.lease.keep_fresh(&self.upload.renewer);
-        match interrupts::wait(wait(&mut self.upload)) {
+        let waiting = self.tally.traffic().waiting();
+        let ready = interrupts::wait_as(self.tally.event(), wait(&mut self.upload));
+        drop(waiting);
+        match ready {
             Ready::Yes => return true,
             Ready::TokenWanted => self.lease.renew(&self.upload.renewer),
             Ready::Failed(failure) => raise(failure),

@@ -65,7 +65,9 @@ impl Stage {
     /// Keeps what the views say of all sessions and tokens.
     fn look(&self) {
         let mut session = self.session();
-        for view in ["pg_stat_activity", "managed_identity.cached_tokens", "pg_stat_progress_copy", "pg_settings"] {
+        let ours = ["cached_tokens", "stat_requests", "status"].map(|view| format!("managed_identity.{view}"));
+        let cores = ["pg_stat_activity", "pg_stat_progress_copy", "pg_settings"].map(str::to_owned);
+        for view in ours.iter().chain(&cores) {
             let rows = session.rows(&format!("SELECT to_json(v) FROM {view} v"));
             self.hear(&session, &rows.join("\n"));
         }

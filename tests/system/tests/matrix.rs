@@ -58,6 +58,12 @@ f     f     f     f     f     -     -     -     -     | kv               | statu
 t     t     t     t     f     -     -     -     -     | kv               | status = 'ok' FROM managed_identity.diagnose('key-vault', '$') LIMIT 1
 imds  imds  imds  imds  imds  -     imds  -     -     |                  | managed_identity.detected_source()
 
+1     -     -     -     -     -     1     -     -     |                  | count(*) FROM managed_identity.status
+1     1     1     1     1     -     1     -     -     |                  | count(*) FROM managed_identity.status()
+ok    -     -     -     -     -     ok    -     -     |                  | count(*) FROM managed_identity.stat_requests
+ok    ok    ok    ok    ok    -     ok    -     -     |                  | count(*) FROM managed_identity.stat_requests()
+ok    ok    ok    ok    ok    -     -     -     -     |                  | managed_identity.stat_reset()
+
 3     2     3     3     0     -     -     -     -     |                  | managed_identity.forget_tokens()
 2     1     2     2     0     -     -     -     -     |                  | managed_identity.forget_tokens('storage')
 1     -     1     1     -     -     -     -     -     | machine          | managed_identity.forget_tokens(NULL, '$')
