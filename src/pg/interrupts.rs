@@ -29,6 +29,8 @@ pub enum Event {
     StorageRead,
     StorageWrite,
     KeyVault,
+    /// The worker, until something is due.
+    RenewalMain,
 }
 
 impl Event {
@@ -39,12 +41,13 @@ impl Event {
             Self::StorageRead => c"AzureStorageRead",
             Self::StorageWrite => c"AzureStorageWrite",
             Self::KeyVault => c"AzureKeyVault",
+            Self::RenewalMain => c"ManagedIdentityRenewalMain",
         }
     }
 
     /// As PostgreSQL numbers it.
     pub fn number(self) -> u32 {
-        static NUMBERS: [AtomicU32; 5] = [const { AtomicU32::new(0) }; 5];
+        static NUMBERS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 5];
         let known = &NUMBERS[self as usize];
         if known.load(Ordering::Relaxed) == 0 {
             known.store(compat::wait_event(self.name()), Ordering::Relaxed);

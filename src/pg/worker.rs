@@ -150,10 +150,11 @@ unsafe extern "C-unwind" fn resign(_code: c_int, _argument: pg_sys::Datum) {
 /// Waits until somebody sets the latch, or for so many milliseconds.
 fn sleep(milliseconds: i64) {
     let milliseconds = milliseconds.clamp(0, LONGEST_SLEEP);
+    let number = interrupts::Event::RenewalMain.number();
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // SAFETY: this process's own latch.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, milliseconds, number);
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();

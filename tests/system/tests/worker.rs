@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use emulator::{Entry, Fault, Filter, Identity, Rule};
-use server_tests::{Options, Session, World, wait};
+use server_tests::{Options, Session, World, major, wait};
 
 const TOKEN: &str = "SELECT managed_identity.access_token('storage')";
 const STATE: &str = "SELECT state FROM managed_identity.cached_tokens ORDER BY 1";
@@ -186,6 +186,10 @@ fn what_settings_no_longer_mean_is_not_renewed_and_goes_with_its_end() {
 fn the_worker_shows_where_it_should() {
     let world = World::new();
     let mut session = world.session();
-    let activity = "SELECT backend_type, wait_event_type FROM pg_stat_activity WHERE backend_type LIKE 'managed%'";
-    wait::until("it sleeps", || session.rows(activity) == ["managed_identity renewal|Extension"]);
+    let activity = "SELECT wait_event_type, wait_event FROM pg_stat_activity
+                    WHERE backend_type = 'managed_identity renewal'";
+    let named = if major() < 17 { "Extension|Extension" } else { "Extension|ManagedIdentityRenewalMain" };
+    wait::until("it sleeps", || session.rows(activity) == [named]);
+    let pid = session.value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'managed_identity renewal'");
+    assert_eq!(session.value("SELECT worker_pid FROM managed_identity.status"), pid);
 }
