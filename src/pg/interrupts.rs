@@ -47,7 +47,7 @@ impl Event {
 
     /// As PostgreSQL numbers it.
     pub fn number(self) -> u32 {
-        static NUMBERS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 5];
+        static NUMBERS: [AtomicU32; 6] = [const { AtomicU32::new(0) }; 6];
         let known = &NUMBERS[self as usize];
         if known.load(Ordering::Relaxed) == 0 {
             known.store(compat::wait_event(self.name()), Ordering::Relaxed);

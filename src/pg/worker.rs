@@ -30,7 +30,7 @@ const UNUSED: i64 = 86_400;
 /// Milliseconds. The wall clock may be set while the worker sleeps, and a renewal be due at once.
 const LONGEST_SLEEP: i64 = 60_000;
 /// The longest time, in milliseconds, between two tries for one token.
-const LONGEST_PAUSE: i64 = 300_000;
+const LONGEST_PAUSE: i64 = 60_000;
 /// Milliseconds that a worker may take to start before a session asks for another.
 const START: i64 = 10_000;
 /// Requests at the same time.
