@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use super::error::OrRaise;
-use super::{clock, flight, identities, interrupts, settings, tokens};
+use super::{clock, flight, identities, interrupts, restricted, settings, tokens};
 use crate::http::unanswered::Unanswered;
 use crate::http::{client, roots};
 use crate::identity::diagnosis::{self, Asked, PERMISSION, ROOTS, SOURCE, Step};
@@ -18,8 +18,8 @@ pub fn steps(resource: &str, identity: Option<&CStr>) -> Vec<Step> {
         Err(denied) => return vec![Step::failed(PERMISSION, denied)],
     };
     let resource = Resource::parse(resource, settings::cloud()).or_raise();
-    if flight::restricted() {
-        Err(flight::refused()).or_raise()
+    if restricted::is_now() {
+        Err(restricted::refused()).or_raise()
     }
     let settings = settings::current();
     let machine = &settings.machine;

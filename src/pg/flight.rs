@@ -14,7 +14,7 @@ use std::time::Duration;
 use pgrx::prelude::*;
 
 use super::cache::{self, Locked, Slot, Wanted};
-use super::{clock, interrupts, settings, worker};
+use super::{clock, interrupts, restricted, settings, worker};
 use crate::http::failure::{Failure, Kind};
 use crate::token::{AccessToken, expiry};
 
@@ -127,7 +127,7 @@ where
             lead(at, attempt, old, within(left, fetch(left)))
         }
         Step::Alone => alone(within(left, fetch(left))),
-        Step::Refused => Err(refused()),
+        Step::Refused => Err(restricted::refused()),
     }
 }
 
@@ -143,7 +143,7 @@ impl Call {
     fn next(&self, asked: &Asked, slots: &mut Locked) -> Next {
         let (now, monotonic) = (clock::now(), clock::monotonic());
         let found = slots.find(&asked.key);
-        if found.is_none() && restricted() {
+        if found.is_none() && restricted::is_now() {
             return Next::Act(Step::Refused);
         }
         let Some(at) = found.or_else(|| {
@@ -166,7 +166,7 @@ impl Call {
         if usable && self.is_fresh_enough(slot, monotonic) {
             let due = now >= slot.refresh_at && !busy && slot.no_refresh_before <= monotonic;
             if let Some(served) = served(self.force && slot.began_at < self.came) {
-                if !due || self.force || renewed_elsewhere || restricted() {
+                if !due || self.force || renewed_elsewhere || restricted::is_now() {
                     cache::count_hit(at, now);
                     return Next::Act(Step::Serve(served));
                 }
@@ -180,7 +180,7 @@ impl Call {
                 _ => Step::Fail(failure),
             });
         }
-        if restricted() {
+        if restricted::is_now() {
             return Next::Act(Step::Refused);
         }
         if busy {
@@ -200,17 +200,6 @@ impl Call {
     fn is_fresh_enough(&self, slot: &Slot, monotonic: i64) -> bool {
         !self.force || slot.began_at >= self.came || (slot.owner == 0 && slot.no_force_before > monotonic)
     }
-}
-
-/// Index expressions, autovacuum, REFRESH: user code there must not reach out.
-pub fn restricted() -> bool {
-    // SAFETY: a plain read.
-    unsafe { pg_sys::InSecurityRestrictedOperation() }
-}
-
-pub fn refused() -> Failure {
-    Failure::new(Kind::Forbidden, "cannot fetch a token within a security-restricted operation")
-        .hint("Index expressions and materialized views may use a token that is cached already.")
 }
 
 fn describe(wanted: &mut Wanted, asked: &Asked) {

@@ -16,6 +16,7 @@ pub mod interrupts;
 pub mod name;
 pub mod options;
 pub mod record;
+pub mod restricted;
 pub mod servers;
 pub mod settings;
 pub mod stats;
