@@ -38,7 +38,7 @@ bench:
 	@pgrx-config/bench.sh
 
 soak:
-	@pgrx-config/soak.sh
+	@pgrx-config/bench.sh soak
 
 lint:
 	@pgrx-config/lint.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bench.sh: the comparisons of the README, on PostgreSQL 18 unless PG_CONFIG says otherwise.
+# bench.sh [bench|soak]: the comparisons that make bench prints, or the random faults of make soak (SEED=n repeats a
+# run), on PostgreSQL 18 unless PG_CONFIG says otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pgrx-config/setup.sh bench
@@ -8,4 +9,4 @@ pgrx-config/setup.sh bench
 
 export PG_CONFIG=${PG_CONFIG:-$PG18_CONFIG}
 pgrx-config/install.sh "$PG_CONFIG"
-cargo run --quiet --release -p server-tests --bin bench
+cargo run --quiet --release -p server-tests --bin "${1:-bench}"

@@ -62,7 +62,7 @@ case $goal in
 esac
 case $goal in
     demo) packages+=(python3-venv) ;;
-    test) packages+=(python3-venv procps) ;;
+    test) packages+=(python3-venv procps libfaketime) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
     package) packages+=(dpkg-dev git) ;;
