@@ -112,6 +112,8 @@ impl World {
     /// Sets something for the whole server and waits until a new session sees it.
     pub fn set(&self, name: &str, value: &str) {
         let mut session = self.session();
+        // Where it is not preloaded, 15 knows its settings only in sessions that have loaded it.
+        session.run("LOAD 'managed_identity'");
         session.run(&format!("ALTER SYSTEM SET {name} = '{value}'"));
         session.run("SELECT pg_reload_conf()");
         crate::wait::until(&format!("{name} is {value}"), || {

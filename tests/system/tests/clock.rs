@@ -36,6 +36,7 @@ impl Clock {
             .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     }
 
+    /// Of processes that start from now on; whether it is that of older ones, too, is libfaketime's affair.
     fn jump(&self, seconds: i64) {
         std::fs::write(self.0.path(), format!("{seconds:+}\n")).unwrap();
     }
@@ -50,13 +51,16 @@ fn a_jump_of_the_clock_ends_tokens_forgets_the_unused_and_hangs_nobody() {
     let mut session = world.session();
     let cached = "SELECT string_agg(resource, ' ' ORDER BY resource) FROM managed_identity.cached_tokens";
     let first = session.value(&call("https://first.example.com"));
-    // A day and more: nobody has used it since; what is asked for now wakes the worker, who sees it.
+    // A day and more: nobody has used it since.
     clock.jump(DAY + 3_600);
+    let mut session = world.session();
     session.run(&call("https://second.example.com"));
+    session.run("SELECT pg_terminate_backend(worker_pid) FROM managed_identity.status");
     wait::until("the first one is forgotten", || session.value(cached) == "https://second.example.com");
     assert_eq!(world.asked(), 2, "it was valid still, and nobody renewed it");
     // Back: what was fetched in the future is served on.
     clock.jump(0);
+    let mut session = world.session();
     let second = session.value(&call("https://second.example.com"));
     assert_eq!(world.session().value(&call("https://second.example.com")), second);
     assert_eq!(world.asked(), 2);
@@ -65,6 +69,7 @@ fn a_jump_of_the_clock_ends_tokens_forgets_the_unused_and_hangs_nobody() {
     let before = world.asked();
     world.emulator.identity().set_token_life(30 * DAY);
     clock.jump(11 * DAY);
+    let mut session = world.session();
     assert_ne!(session.value(&call("https://second.example.com")), second);
     assert!(world.session().value(&call("https://second.example.com")).starts_with("ey"));
     let seconds = || {
