@@ -66,6 +66,8 @@ case $goal in
     package) packages+=(dpkg-dev) ;;
     test-package) packages+=(dpkg-dev debootstrap) ;;
 esac
+# pgaudit is for Debian's own server.
+if [ "$goal" = test ] && [ "$(mi_pg_config 15)" = /usr/lib/postgresql/15/bin/pg_config ]; then packages+=(postgresql-15-pgaudit); fi
 if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
 
@@ -139,6 +141,7 @@ for piece in "${missing[@]}"; do
         server-*)
             if apt_has "postgresql-$major" && apt_has "postgresql-server-dev-$major"; then
                 packages+=("postgresql-$major" "postgresql-server-dev-$major")
+                if [ "$goal-$major" = test-15 ]; then packages+=(postgresql-15-pgaudit); fi
             else
                 packages+=(bison bzip2 flex libicu-dev libreadline-dev perl zlib1g-dev)
                 steps+=("$piece")
