@@ -65,7 +65,7 @@ fi
 "${sudo[@]}" install -m 755 "$package$library"/managed_identity.so "$library"
 "${sudo[@]}" install -m 644 "$package$extension"/managed_identity* "$extension"
 "${sudo[@]}" install -d -m 755 "$extension/managed_identity"
-"${sudo[@]}" install -m 644 sql/scripts/*.sql "$extension/managed_identity"
+"${sudo[@]}" install -m 644 sql/scripts/* "$extension/managed_identity"
 {
     echo "$inputs"
     (cd "$package" && find . -type f | sed 's/^\.//') | sort | xargs -d '\n' sha256sum

@@ -83,7 +83,7 @@ install -m 755 "$build/release/libmanaged_identity.so" "$image/lib/managed_ident
 # runs, fails when they differ in more.
 install -m 644 sql/managed_identity--*.sql "$image/share/extension"
 install -d -m 755 "$image/share/extension/managed_identity"
-install -m 644 sql/scripts/*.sql "$image/share/extension/managed_identity"
+install -m 644 sql/scripts/* "$image/share/extension/managed_identity"
 sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$image/share/extension/managed_identity.control"
 cat >"$image/Containerfile" <<'FILE'
 FROM scratch

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh demo|test|bench|lint|install|package|test-package
+# setup.sh demo|test|test-peers|bench|lint|install|package|test-package
 #
 # Finds out what that goal needs and this machine lacks, prints it, and installs just that.
 set -euo pipefail
@@ -8,9 +8,10 @@ cd "$(dirname "$0")/.."
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
-goal=${1:?for which goal: demo, test, bench, lint, install, package or test-package?}
+goal=${1:?for which goal: demo, test, test-peers, bench, lint, install, package or test-package?}
 pgrx_version=$(sed -n 's/^pgrx = .*"=\([0-9.]*\)".*/\1/p' Cargo.toml)
 deny_version=0.20.2
+exporter_version=0.20.1
 requirements=tests/emulator/tests/python/requirements.txt
 
 # 1. What is given. This script touches nobody's Rust or node.
@@ -28,12 +29,15 @@ elif [ "$goal" = lint ] && ! { runs cargo fmt && runs cargo clippy; }; then
     wanted+=("rustfmt and clippy: rustup component add rustfmt clippy")
 fi
 case $goal in
-    demo | test | bench)
+    demo | test | test-peers | bench)
         if ! at_least 20 node --version || ! runs npm; then
             wanted+=("node 20 or newer, with npm: https://nodejs.org/en/download")
         fi
         ;;
 esac
+if [ "$goal" = test-peers ] && ! at_least 1.25 go version; then
+    wanted+=("go 1.25 or newer, for Prometheus' postgres_exporter: https://go.dev/doc/install")
+fi
 if [ ${#wanted[@]} != 0 ]; then
     echo "make $goal needs these; please install them first:" >&2
     printf '  %s\n' "${wanted[@]}" >&2
@@ -48,6 +52,7 @@ pieces=()
 case $goal in
     demo) pieces=(cargo-pgrx azurite python) ;;
     test) pieces=(cargo-pgrx azurite python) servers=(15 18) regress=(15 18) ;;
+    test-peers) pieces=(cargo-pgrx azurite exporter) ;;
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
@@ -68,7 +73,7 @@ case $goal in
 esac
 # pgaudit is for Debian's own server.
 if [ "$goal" = test ] && [ "$(mi_pg_config 15)" = /usr/lib/postgresql/15/bin/pg_config ]; then packages+=(postgresql-15-pgaudit); fi
-if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
+if [[ $goal = @(demo|test-peers) ]] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers=(any); fi
 
 # 3. What of that is missing.
@@ -85,6 +90,7 @@ present() {
         cargo-pgrx) [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $pgrx_version" ] ;;
         cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
+        exporter) [ "$(cat "$MI_CACHE/postgres_exporter/version" 2>/dev/null)" = "$exporter_version" ] ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
         regress-*) [ -e "$MI_CACHE/source/${1#regress-}/SHA256SUMS" ] ;;
@@ -162,6 +168,7 @@ for piece in "${steps[@]}"; do
     case $piece in
         cargo-pgrx) echo "  cargo-pgrx $pgrx_version, compiled (5 minutes)" ;;
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
+        exporter) echo "  Prometheus' postgres_exporter $exporter_version, compiled by Go (1 minute)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
         server-*) echo "  PostgreSQL ${piece#*-}, built from Debian's source package (5 minutes)" ;;
@@ -193,6 +200,12 @@ add() {
             cp pgrx-config/azurite/package*.json "$MI_CACHE/azurite.new"
             (cd "$MI_CACHE/azurite.new" && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --loglevel=error)
             mv "$MI_CACHE/azurite.new" "$MI_CACHE/azurite"
+            ;;
+        exporter)
+            GOBIN=$MI_CACHE/postgres_exporter \
+                go install "github.com/prometheus-community/postgres_exporter/cmd/postgres_exporter@v$exporter_version"
+            # Last, for its presence says that the rest is there.
+            echo "$exporter_version" >"$MI_CACHE/postgres_exporter/version"
             ;;
         python)
             rm -rf "$MI_CACHE/python"
