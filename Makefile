@@ -1,8 +1,10 @@
-.PHONY: help demo test install package test-package bench soak lint clean
+.PHONY: help demo test test-peers install package test-package bench soak lint clean
 
 help:
 	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
 	@echo 'make test     the tests, on PostgreSQL 15 and 18'
+	@echo 'make test-peers'
+	@echo '              the tests with Prometheus postgres_exporter, which need Go'
 	@echo 'make install PG_CONFIG=/path/to/pg_config'
 	@echo '              build for release and install into that server (15 to 18)'
 	@echo 'make package PG_CONFIG=/path/to/pg_config'
@@ -19,6 +21,9 @@ demo:
 
 test:
 	@pgrx-config/test.sh
+
+test-peers:
+	@pgrx-config/test-peers.sh
 
 # The convention of PGXS: the first pg_config in PATH unless one is given.
 install: PG_CONFIG ?= pg_config

@@ -50,5 +50,5 @@ control=$built/managed_identity.control
 sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$control"
 put 755 "$library" "$built/managed_identity.so"
 put 644 "$extension" "$control" sql/managed_identity--*.sql
-put 644 "$extension/managed_identity" sql/scripts/*.sql
+put 644 "$extension/managed_identity" sql/scripts/*
 echo "managed_identity is installed in PostgreSQL $major ($library)"

@@ -54,7 +54,7 @@ rm -rf "$image"
 mkdir -p "$image/lib" "$image/share/extension/managed_identity" "$image/share/doc/managed_identity"
 install -m 755 "$target/library-pg$major/managed_identity.so" "$image/lib"
 install -m 644 sql/managed_identity--*.sql "$image/share/extension"
-install -m 644 sql/scripts/*.sql "$image/share/extension/managed_identity"
+install -m 644 sql/scripts/* "$image/share/extension/managed_identity"
 sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$image/share/extension/managed_identity.control"
 # The licences of all that is linked in want to be where the library is.
 install -m 644 LICENSE pgrx-config/notices/THIRD-PARTY-NOTICES README.md "$image/share/doc/managed_identity"

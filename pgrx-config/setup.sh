@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh demo|test|bench|lint|install|package|test-package|notices
+# setup.sh demo|test|test-peers|bench|lint|install|package|test-package|notices
 #
 # Finds out what that goal needs and this machine lacks, prints it, and installs just that.
 set -euo pipefail
@@ -8,10 +8,11 @@ cd "$(dirname "$0")/.."
 # shellcheck source-path=SCRIPTDIR source=env.sh
 . pgrx-config/env.sh
 
-goal=${1:?for which goal: demo, test, bench, lint, install, package, test-package or notices?}
+goal=${1:?for which goal: demo, test, test-peers, bench, lint, install, package, test-package or notices?}
 pgrx_version=$(sed -n 's/^pgrx = .*"=\([0-9.]*\)".*/\1/p' Cargo.toml)
 deny_version=0.20.2
 about_version=0.9.3
+exporter_version=0.20.1
 requirements=tests/emulator/tests/python/requirements.txt
 
 # 1. What is given. This script touches nobody's Rust or node.
@@ -29,12 +30,15 @@ elif [ "$goal" = lint ] && ! { runs cargo fmt && runs cargo clippy; }; then
     wanted+=("rustfmt and clippy: rustup component add rustfmt clippy")
 fi
 case $goal in
-    demo | test | bench | test-package)
+    demo | test | test-peers | bench | test-package)
         if ! at_least 20 node --version || ! runs npm; then
             wanted+=("node 20 or newer, with npm: https://nodejs.org/en/download")
         fi
         ;;
 esac
+if [ "$goal" = test-peers ] && ! at_least 1.25 go version; then
+    wanted+=("go 1.25 or newer, for Prometheus' postgres_exporter: https://go.dev/doc/install")
+fi
 if [ ${#wanted[@]} != 0 ]; then
     echo "make $goal needs these; please install them first:" >&2
     printf '  %s\n' "${wanted[@]}" >&2
@@ -49,6 +53,7 @@ pieces=()
 case $goal in
     demo) pieces=(cargo-pgrx azurite python) ;;
     test) pieces=(cargo-pgrx azurite python pgbouncer) servers=(15 18) regress=(15 18) ;;
+    test-peers) pieces=(cargo-pgrx azurite exporter) ;;
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
@@ -72,7 +77,7 @@ esac
 apt_has() { LC_ALL=C apt-cache policy "$1" | grep 'Candidate: [0-9]' >/dev/null; }
 # Extensions that ours is tested beside, for the servers that are apt's: there are none for those that are built.
 beside() {
-    packages+=("postgresql-$1-cron" "postgresql-plpython3-$1")
+    packages+=("postgresql-$1-cron" "postgresql-$1-pgaudit" "postgresql-plpython3-$1")
     # The PGDG's alone.
     if apt_has "postgresql-$1-http"; then packages+=("postgresql-$1-http"); fi
 }
@@ -81,7 +86,7 @@ if [ "$goal" = test ]; then
         case $(mi_pg_config "$major") in /usr/lib/*) beside "$major" ;; esac
     done
 fi
-if [ "$goal" = demo ] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
+if [[ $goal = @(demo|test-peers) ]] && [ -z "$(mi_any_pg_config)" ]; then servers=(any); fi
 if [ "$goal" = test-package ] && [ -z "$(mi_debian_pg_config)" ]; then servers+=(any); fi
 
 # 3. What of that is missing.
@@ -99,6 +104,7 @@ present() {
         cargo-deny) [ "$(cargo deny --version 2>/dev/null)" = "cargo-deny $deny_version" ] ;;
         cargo-about) [ "$(cargo about --version 2>/dev/null)" = "cargo-about $about_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
+        exporter) [ "$(cat "$MI_CACHE/postgres_exporter/version" 2>/dev/null)" = "$exporter_version" ] ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         pgbouncer) [ -x "$MI_PGBOUNCER" ] ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
@@ -181,6 +187,7 @@ for piece in "${steps[@]}"; do
         cargo-pgrx) echo "  cargo-pgrx $pgrx_version, compiled (5 minutes)" ;;
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
         cargo-about) echo "  cargo-about $about_version, compiled (4 minutes)" ;;
+        exporter) echo "  Prometheus' postgres_exporter $exporter_version, compiled by Go (1 minute)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
         pgbouncer) echo "  PgBouncer, unpacked from apt's package (5 seconds)" ;;
@@ -214,6 +221,12 @@ add() {
             cp pgrx-config/azurite/package*.json "$MI_CACHE/azurite.new"
             (cd "$MI_CACHE/azurite.new" && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --loglevel=error)
             mv "$MI_CACHE/azurite.new" "$MI_CACHE/azurite"
+            ;;
+        exporter)
+            GOBIN=$MI_CACHE/postgres_exporter \
+                go install "github.com/prometheus-community/postgres_exporter/cmd/postgres_exporter@v$exporter_version"
+            # Last, for its presence says that the rest is there.
+            echo "$exporter_version" >"$MI_CACHE/postgres_exporter/version"
             ;;
         python)
             rm -rf "$MI_CACHE/python"

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -9,10 +10,15 @@ use pgrx::prelude::*;
 use super::statement::Statement;
 use super::{from, to};
 use crate::blob::url::BlobUrl;
-use crate::pg::error::tell;
+use crate::pg::error::{error, tell};
 
 /// The hook that was there before ours; `None` inside: there was none.
 static PREVIOUS: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+
+/// Whether a library that watches rights on tables has its own hook before ours, so that it would not be told of our
+/// COPY and then be asked about the COPY's table: the statement would escape it, and pgaudit takes the whole server
+/// down on being asked about what it was not told of.
+static HIDES_FROM_AUDIT: AtomicBool = AtomicBool::new(false);
 
 /// As pgrx declares it, the function is wrapped in a guard that turns PostgreSQL's errors into panics;
 /// a foreign statement's errors must pass as they are.
@@ -54,6 +60,8 @@ pub fn init() {
         .set_detail("That library does not see a COPY from or to a URL.")
         .set_hint("Put managed_identity first in shared_preload_libraries.");
         tell(report, PgLogLevel::WARNING);
+        // SAFETY: a plain read, as above.
+        HIDES_FROM_AUDIT.store(unsafe { pg_sys::ExecutorCheckPerms_hook }.is_some(), Ordering::Relaxed);
     }
     // SAFETY: as above; the function has the hook's signature and lives as long as the process.
     unsafe { pg_sys::ProcessUtility_hook = Some(process_utility) };
@@ -138,6 +146,14 @@ unsafe extern "C-unwind" fn copy(
     // SAFETY: the arguments are those of a utility hook; `qc` may be NULL.
     unsafe {
         pg_sys::check_stack_depth();
+        if HIDES_FROM_AUDIT.load(Ordering::Relaxed) {
+            error(
+                PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "COPY from or to a URL would not be seen by a library that audits or checks rights",
+                Some("That library's utility hook was set before the one of managed_identity.".into()),
+                Some("Put managed_identity first in shared_preload_libraries.".into()),
+            );
+        }
         let statement = Statement::read(pstmt, query, query_env);
         let processed = if statement.is_from() { from::run(&statement) } else { to::run(&statement) };
         statement.log();

@@ -5,8 +5,8 @@
 
 use std::thread::{self, JoinHandle};
 
-use emulator::{Fault, Filter, Identity, Reply, Rule};
-use server_tests::{ACCOUNT, Options, Session, World, major, wait};
+use emulator::{Config, Emulator, Fault, Filter, Identity, Pki, Reply, Rule};
+use server_tests::{ACCOUNT, Cluster, Options, Session, World, major, wait};
 
 const TOKEN: &str = "SELECT managed_identity.access_token('storage')";
 const SECRET: &str = "SELECT azure_key_vault.secret('vault', 'db-password')";
@@ -178,18 +178,18 @@ fn a_copy_that_is_cancelled_or_terminated_has_moved_what_it_moved() {
 
 #[test]
 fn without_preloading_each_session_counts_for_itself() {
-    let world = World::with(
-        Options { not_preloaded: true, ..Options::default() },
-        vec![Identity::system(), Identity::user("keys")],
-    );
-    let mut session = world.session();
+    let emulator = Emulator::start(Config::new(Pki::create().unwrap())).unwrap();
+    let conf = format!("managed_identity.imds_endpoint = '{}'", emulator.imds_endpoint());
+    let cluster = Cluster::start(Options { not_preloaded: true, ..Options::default() }.conf(conf));
+    let mut session = cluster.session();
+    session.run("CREATE EXTENSION managed_identity");
     session.run(TOKEN);
     assert_eq!(number(&mut session, "machine", "token", "requests"), 1);
     // From 17 on the tokens are all sessions' together even so.
     let slots = if major() < 17 { 16 } else { 64 };
     let status = session.value("SELECT preloaded, slots_used, slots_total FROM managed_identity.status");
     assert_eq!(status, format!("f|1|{slots}"));
-    assert_eq!(world.session().rows("SELECT FROM managed_identity.stat_requests"), [""; 0]);
+    assert_eq!(cluster.session().rows("SELECT FROM managed_identity.stat_requests"), [""; 0]);
     session.run("SELECT managed_identity.stat_reset()");
     assert_eq!(session.rows("SELECT FROM managed_identity.stat_requests"), [""; 0]);
 }
