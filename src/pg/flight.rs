@@ -232,14 +232,9 @@ fn wait_for(at: usize, milliseconds: i64) {
     // Bounded, because a lease ends without anybody saying so. The first call only registers and
     // returns, so that a change between our look and the sleep is not missed.
     let milliseconds = milliseconds.clamp(1, 1_000);
+    let event = interrupts::Event::TokenOfAnother.number();
     // SAFETY: a condition variable that lives as long as the process.
-    unsafe {
-        pg_sys::ConditionVariableTimedSleep(
-            cache::condition(at),
-            milliseconds,
-            interrupts::Event::TokenOfAnother.number(),
-        )
-    };
+    unsafe { pg_sys::ConditionVariableTimedSleep(cache::condition(at), milliseconds, event) };
 }
 
 /// No longer waits for anything.
