@@ -1,5 +1,6 @@
 -- Who may use which identity, storage account and vault, and by which way: one row for each server and role that can
--- log in. Reads the catalogs only.
+-- log in, and one for each role that may create servers of a wrapper. Reads the catalogs only. A storage or vault
+-- server works while its owner has USAGE on the identity that it names; the owner's own rows tell.
 --
 --   psql -d DATABASE -f grant_report.sql
 \set ON_ERROR_STOP on
@@ -43,4 +44,22 @@ CROSS JOIN LATERAL (
            max(option_value) FILTER (WHERE option_name IN ('client_id', 'object_id', 'resource_id')) AS id
     FROM pg_catalog.pg_options_to_table(s.srvoptions)) option
 JOIN pg_catalog.pg_roles r ON r.rolcanlogin AND pg_catalog.has_server_privilege(r.oid, s.oid, 'USAGE')
-ORDER BY w.fdwname, s.srvname, r.rolname;
+UNION ALL
+SELECT '(what it creates)', w.fdwname,
+       CASE w.fdwname WHEN 'managed_identity' THEN 'every identity of this machine'
+                      WHEN 'azure_storage' THEN 'any account' ELSE 'any vault' END,
+       r.rolname, 'USAGE on the wrapper',
+       CASE w.fdwname
+           WHEN 'managed_identity' THEN
+               pg_catalog.has_function_privilege(r.oid, 'managed_identity.access_token(text, name, boolean)', 'EXECUTE')
+           WHEN 'azure_key_vault' THEN
+               pg_catalog.has_function_privilege(r.oid, 'azure_key_vault.secret(name, text, text)', 'EXECUTE')
+           ELSE false
+       END
+FROM pg_catalog.pg_foreign_data_wrapper w
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_foreign_data_wrapper'::pg_catalog.regclass
+     AND d.objid = w.oid AND d.deptype = 'e'
+JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid AND e.extname = 'managed_identity'
+JOIN pg_catalog.pg_roles r ON r.rolcanlogin AND NOT r.rolsuper
+     AND pg_catalog.has_foreign_data_wrapper_privilege(r.oid, w.oid, 'USAGE')
+ORDER BY 2, 1, 4;

@@ -2,6 +2,8 @@
 --
 --   psql -d DATABASE -v account=sales -v roles=etl -f setup_storage.sql
 --
+-- The whole is stated: an option that is not given goes back to its default. Grants are only added.
+--
 -- Also: -v server=NAME (else the account's name), -v access=read (else read-write), -v locations='inbox/*',
 -- -v identity=SERVER (a managed_identity server; else the default identity). `roles` may be a list: etl,report.
 \set ON_ERROR_STOP on

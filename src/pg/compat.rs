@@ -28,7 +28,7 @@ mod server {
     }
 
     unsafe extern "C-unwind" {
-        pub fn die(signal: c_int);
+        pub fn SignalHandlerForShutdownRequest(signal: c_int);
         pub fn SignalHandlerForConfigReload(signal: c_int);
     }
 }
@@ -66,8 +66,7 @@ pub fn named_segment(name: &CStr, bytes: usize, make: unsafe extern "C-unwind" f
     Some(unsafe { pg_sys::GetNamedDSMSegment(name.as_ptr(), bytes, Some(make), &mut found) })
 }
 
-/// A worker without a database ends on SIGTERM as a backend does, at its next look at its interrupts, and
-/// reads the configuration again on SIGHUP.
+/// A worker without a database notes SIGTERM, for [`end_if_asked`], and SIGHUP, for [`reload_if_asked`].
 pub fn handle_worker_signals() {
     #[cfg(not(feature = "pg18"))]
     use pg_sys::pqsignal;
@@ -75,9 +74,24 @@ pub fn handle_worker_signals() {
     use pg_sys::pqsignal_be as pqsignal;
     // SAFETY: core's own handlers; the signals are blocked until the last call.
     unsafe {
-        pqsignal(pg_sys::SIGTERM as c_int, Some(server::die));
+        pqsignal(pg_sys::SIGTERM as c_int, Some(server::SignalHandlerForShutdownRequest));
         pqsignal(pg_sys::SIGHUP as c_int, Some(server::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Whether a worker was asked to end. Never in a backend, whose SIGTERM is another handler's.
+pub fn is_asked_to_end() -> bool {
+    // SAFETY: a plain sig_atomic_t.
+    unsafe { std::ptr::read_volatile(&raw const pg_sys::ShutdownRequestPending) != 0 }
+}
+
+/// Ends a worker that was asked to, without a FATAL in the log of each shutdown; with 1, so that it is started again
+/// where the server goes on.
+pub fn end_if_asked() {
+    if is_asked_to_end() {
+        // SAFETY: leaves by exit(), with no runtime frame on the stack.
+        unsafe { pg_sys::proc_exit(1) };
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use pgrx::prelude::*;
 
-use super::error::OrRaise;
+use super::error::{OrRaise, raise};
 use super::servers::{self, Server, Wrapper};
 use super::settings::Settings;
 use super::{compat, settings, tokens};
@@ -76,10 +76,17 @@ fn oid_of(name: Option<&CStr>) -> (pg_sys::Oid, CString) {
 fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
     let (oid, name) = oid_of(name);
     if !compat::has_usage(oid, role) {
-        let detail = borrower.map(|server| {
-            format!("Server \"{}\" uses this identity, and its owner must have USAGE on it.", server.display())
+        let denied = servers::denied(&name);
+        raise(match borrower {
+            None => denied,
+            // Whoever asks needs no right on the identity, and should not be given one.
+            Some(server) => denied
+                .detail(format!(
+                    "Server \"{}\" uses this identity, and its owner must have USAGE on it.",
+                    server.display()
+                ))
+                .hint(servers::grant_hint(&name, Some(server.owner))),
         });
-        servers::permission_denied(&name, detail);
     }
     identity_of(oid, &name)
 }

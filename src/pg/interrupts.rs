@@ -16,7 +16,7 @@ use crate::http::runtime;
 fn pending() -> bool {
     // SAFETY: a plain sig_atomic_t that handlers set; volatile because they do so behind the
     // compiler's back. Read from this process's main thread only.
-    unsafe { std::ptr::read_volatile(&raw const pg_sys::InterruptPending) != 0 }
+    unsafe { std::ptr::read_volatile(&raw const pg_sys::InterruptPending) != 0 || compat::is_asked_to_end() }
 }
 
 /// What is waited for, as pg_stat_activity calls it from 17 on.
@@ -108,6 +108,7 @@ pub fn wait_as<F: Future>(event: Event, future: F) -> F::Output {
             return output;
         }
         pgrx::check_for_interrupts!();
+        compat::end_if_asked();
         if !compat::postmaster_is_alive() {
             // As every latch wait in core does: without it a new postmaster could start beside us.
             // SAFETY: leaves by exit(), with no runtime frame on the stack.

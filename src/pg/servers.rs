@@ -224,27 +224,24 @@ pub fn of(oid: pg_sys::Oid, name: &CStr, wrapper: Wrapper) -> Server {
 }
 
 /// 42501, as core says it.
-pub fn permission_denied(name: &CStr, detail: Option<String>) -> ! {
-    raise(Failure { detail, ..denied(name) })
-}
-
-/// The same as a value.
 pub fn denied(name: &CStr) -> Failure {
     let message = format!("permission denied for foreign server {}", name.to_string_lossy());
-    Failure::new(Kind::Forbidden, message).hint(grant_hint(name))
+    Failure::new(Kind::Forbidden, message).hint(grant_hint(name, None))
 }
 
-/// The statement that would help.
-pub fn grant_hint(name: &CStr) -> String {
+/// The statement that would help: a grant to the current user, or to another role.
+pub fn grant_hint(name: &CStr, role: Option<pg_sys::Oid>) -> String {
     // SAFETY: takes and returns a C string; the result is copied at once.
-    let quoted = unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) };
-    format!("GRANT USAGE ON FOREIGN SERVER {} allows it.", quoted.to_string_lossy())
+    let quoted = |name| unsafe { CStr::from_ptr(pg_sys::quote_identifier(name)) }.to_string_lossy().into_owned();
+    // SAFETY: a palloc'd name; an ERROR where the role is gone.
+    let to = role.map(|role| format!(" TO {}", quoted(unsafe { pg_sys::GetUserNameFromId(role, false) })));
+    format!("GRANT USAGE ON FOREIGN SERVER {}{} allows it.", quoted(name.as_ptr()), to.unwrap_or_default())
 }
 
 /// Raises unless the current user has USAGE on the server.
 pub fn require_usage(server: &Server) {
     if !compat::has_usage(server.oid, current_user()) {
-        permission_denied(&server.name, None);
+        raise(denied(&server.name));
     }
 }
 

@@ -119,7 +119,7 @@ fn found_by_url(url: &BlobUrl, cloud: Cloud) -> (Server, Destination) {
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!("azure_storage: current user {user} is not allowed to use storage account {account}"),
                 Some(format!("The role has no USAGE on foreign server \"{}\".", server.display())),
-                Some(servers::grant_hint(&server.name)),
+                Some(servers::grant_hint(&server.name, None)),
             )
         }
         _ => error(

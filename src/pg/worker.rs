@@ -158,6 +158,7 @@ fn sleep(milliseconds: i64) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();
+    compat::end_if_asked();
 }
 
 /// A token to be fetched.

@@ -101,6 +101,9 @@ impl Locked {
         slot.failures = 0;
         slot.failures_in_a_row = 0;
         slot.fetched_at = 0;
+        slot.expires_at = 0;
+        slot.refresh_at = 0;
+        slot.usable_until = 0;
         slot.last_failure.clear();
         memory::live(at).hits.store(0, Ordering::Relaxed);
         // SAFETY: the lock is held.

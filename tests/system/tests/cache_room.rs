@@ -63,7 +63,12 @@ fn a_token_of_any_length_is_served_whole_and_kept_where_there_is_room() {
         }
         assert_eq!((world.asked(), two.value(cached).as_str()), (requests, entries), "{resource}");
     }
-    // What is forgotten gives its room back.
+    // What is forgotten gives its room back, and leaves nothing to who takes it.
+    one.run("SELECT managed_identity.forget_tokens('graph')");
+    strike(&world, "refused", Reply::new(400));
+    assert_eq!(one.sqlstate(&call("refused")), "28000");
+    let times = "SELECT expires_at, refresh_at, fetched_at FROM managed_identity.cached_tokens WHERE state = 'failed'";
+    assert_eq!(one.rows(times), ["||"]);
     assert_eq!(one.value("SELECT managed_identity.forget_tokens('sql')"), "1");
     world.emulator.identity().log().clear();
     for session in [&mut one, &mut two] {

@@ -45,6 +45,9 @@ fn a_server_lends_its_owners_right_on_the_identity_and_no_other() {
             assert!(refused(who, "42501", sql).contains(identity));
         }
     }
+    // What would help is said, and not what would give away more.
+    let hint = etl.error(SECRET).hint().unwrap().to_owned();
+    assert_eq!(hint, "GRANT USAGE ON FOREIGN SERVER keys TO boss allows it.");
     // Nor is a grant to the user of the server.
     session.run("GRANT USAGE ON FOREIGN SERVER keys, machine TO etl");
     refused(&mut etl, "42501", SECRET);

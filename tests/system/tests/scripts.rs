@@ -61,6 +61,12 @@ fn each_script_run_twice_changes_nothing_the_second_time() {
             assert_eq!(rows, expected);
             let identity =
                 "payroll_identity|managed_identity|11111111-2222-3333-4444-555555555555|postgres|superuser|t";
+            session.run("GRANT USAGE ON FOREIGN DATA WRAPPER managed_identity TO team");
+            let report = script(&world, "grant_report.sql", &[]).unwrap();
+            let creator =
+                "(what it creates)|managed_identity|every identity of this machine|ann|USAGE on the wrapper|f";
+            assert!(report.contains(creator), "{report}");
+            session.run("REVOKE USAGE ON FOREIGN DATA WRAPPER managed_identity FROM team");
             assert!(
                 report.contains(identity) && report.contains("machine|managed_identity|the machine's own|postgres|")
             );
