@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use postgres::error::DbError;
 use postgres::{Client, Config, NoTls, SimpleQueryMessage};
@@ -51,6 +51,8 @@ impl Options {
 pub struct Cluster {
     dir: TempDir,
     options: Options,
+    /// Shared with all that live at the same time: the last one to go removes it.
+    template: Arc<TempDir>,
 }
 
 impl Cluster {
@@ -62,9 +64,10 @@ impl Cluster {
 
     /// An empty server, not started.
     fn configured(options: Options) -> Self {
-        let dir = shared_folder();
-        let cluster = Self { dir, options };
-        run(as_server("cp").arg("-a").arg(template(&cluster.programs())).arg(cluster.data()));
+        let template = template(&options.programs.clone().unwrap_or_else(bindir));
+        let data = template.path().join("data");
+        let cluster = Self { dir: shared_folder(), options, template };
+        run(as_server("cp").arg("-a").arg(data).arg(cluster.data()));
         let preload = if cluster.options.not_preloaded { "" } else { "managed_identity" };
         let mut conf = format!(
             "shared_preload_libraries = '{preload}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n\
@@ -334,19 +337,21 @@ pub(crate) fn shared_folder() -> TempDir {
     dir
 }
 
-/// An initialised data folder, made once per process and copied from.
-fn template(programs: &Path) -> PathBuf {
-    static TEMPLATES: Mutex<BTreeMap<PathBuf, TempDir>> = Mutex::new(BTreeMap::new());
+/// An initialised data folder, `data` in the result, that is copied from. Kept while any cluster lives.
+fn template(programs: &Path) -> Arc<TempDir> {
+    // Weak: what a static holds is never dropped, and each program would leave its own in /tmp.
+    static TEMPLATES: Mutex<BTreeMap<PathBuf, Weak<TempDir>>> = Mutex::new(BTreeMap::new());
     let mut templates = TEMPLATES.lock().unwrap_or_else(PoisonError::into_inner);
-    let dir = templates.entry(programs.to_owned()).or_insert_with(|| {
-        let dir = shared_folder();
-        let mut command = as_server(programs.join("initdb"));
-        command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
-        // As 18 does unasked: pg_upgrade wants old and new to be alike in this.
-        run(command.arg("--data-checksums").arg("-D").arg(dir.path().join("data")));
-        dir
-    });
-    dir.path().join("data")
+    if let Some(dir) = templates.get(programs).and_then(Weak::upgrade) {
+        return dir;
+    }
+    let dir = Arc::new(shared_folder());
+    let mut command = as_server(programs.join("initdb"));
+    command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
+    // As 18 does unasked: pg_upgrade wants old and new to be alike in this.
+    run(command.arg("--data-checksums").arg("-D").arg(dir.path().join("data")));
+    templates.insert(programs.to_owned(), Arc::downgrade(&dir));
+    dir
 }
 
 fn append(path: &Path, more: &str) {

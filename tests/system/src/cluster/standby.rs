@@ -6,7 +6,8 @@ use crate::wait;
 impl Cluster {
     /// A hot standby that follows this server, with the same settings.
     pub fn standby(&self) -> Self {
-        let standby = Self { dir: shared_folder(), options: self.options.clone() };
+        let (options, template) = (self.options.clone(), self.template.clone());
+        let standby = Self { dir: shared_folder(), options, template };
         let mut backup = as_server(standby.programs().join("pg_basebackup"));
         backup.args(["-U", "postgres", "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-h"]);
         run(backup.arg(self.folder()).arg("-D").arg(standby.data()));
