@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::cluster::{run, shared_folder};
+use crate::cluster::{shared_folder, successful};
 use crate::programs::as_server;
 use crate::{Cluster, Session, given, wait};
 
@@ -37,7 +37,7 @@ impl PgBouncer {
         );
         let path = bouncer.dir.path().join("pgbouncer.ini");
         fs::write(&path, conf.replace("             ", "")).expect("a file");
-        run(as_server(given("MI_PGBOUNCER")).args(["-q", "-d"]).arg(path));
+        successful(as_server(given("MI_PGBOUNCER")).args(["-q", "-d"]).arg(path));
         wait::until("PgBouncer listens", || bouncer.dir.path().join(".s.PGSQL.5432").exists());
         bouncer
     }
