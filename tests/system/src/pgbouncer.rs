@@ -1,6 +1,7 @@
 //! PgBouncer in transaction mode: each transaction gets one of two connections to the server, whichever is free.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -38,7 +39,8 @@ impl PgBouncer {
         let path = bouncer.dir.path().join("pgbouncer.ini");
         fs::write(&path, conf.replace("             ", "")).expect("a file");
         successful(as_server(given("MI_PGBOUNCER")).args(["-q", "-d"]).arg(path));
-        wait::until("PgBouncer listens", || bouncer.dir.path().join(".s.PGSQL.5432").exists());
+        // The socket's file is there before anybody listens at it.
+        wait::until("PgBouncer listens", || UnixStream::connect(bouncer.dir.path().join(".s.PGSQL.5432")).is_ok());
         bouncer
     }
 
