@@ -1,4 +1,4 @@
-.PHONY: help demo test test-peers install package test-package bench soak lint clean
+.PHONY: help demo test test-peers install uninstall package test-package bench soak lint clean
 
 help:
 	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
@@ -7,6 +7,8 @@ help:
 	@echo '              the tests with Prometheus postgres_exporter, which need Go'
 	@echo 'make install PG_CONFIG=/path/to/pg_config'
 	@echo '              build for release and install into that server (15 to 18)'
+	@echo 'make uninstall PG_CONFIG=/path/to/pg_config'
+	@echo '              take out of that server what make install has put there'
 	@echo 'make package PG_CONFIG=/path/to/pg_config'
 	@echo '              a .deb, a .tar.gz and the folder of an image, in target/dist'
 	@echo 'make test-package'
@@ -30,6 +32,10 @@ install: PG_CONFIG ?= pg_config
 install:
 	@pgrx-config/setup.sh install
 	@pgrx-config/install.sh '$(PG_CONFIG)'
+
+uninstall: PG_CONFIG ?= pg_config
+uninstall:
+	@pgrx-config/uninstall.sh '$(PG_CONFIG)'
 
 package: PG_CONFIG ?= pg_config
 package:

@@ -19,8 +19,10 @@
 \endif
 SELECT '' IN (:'vault_uri', :'client_id', :'server') AS incomplete \gset
 \if :incomplete
-    \warn 'setup_keys.sql: say which vault, identity and server: -v vault_uri=... -v client_id=... -v server=...'
-    SELECT 1 / 0 AS "incomplete";
+    \set SHOW_CONTEXT never
+    DO $$ BEGIN
+        RAISE EXCEPTION 'setup_keys.sql: say which vault, identity and server: -v vault_uri=... -v client_id=... -v server=...';
+    END $$;
 \endif
 SELECT :'server' || '_identity' AS identity \gset
 SET client_min_messages = warning;
@@ -29,7 +31,7 @@ SELECT managed_identity.configure(:'identity', 'managed_identity',
            jsonb_build_object('client_id', :'client_id', 'resources', 'key-vault')) AS :"identity";
 SELECT managed_identity.configure(:'server', 'azure_key_vault', jsonb_strip_nulls(jsonb_build_object(
            'vault_uri', :'vault_uri', 'identity', :'identity', 'allow', 'secrets', 'names', nullif(:'names', ''))),
-       CASE WHEN :'roles' <> '' THEN string_to_array(:'roles', ',')::name[] END) AS :"server";
+       CASE WHEN :'roles' <> '' THEN regexp_split_to_array(btrim(:'roles'), '\s*,\s*')::name[] END) AS :"server";
 SELECT format('GRANT EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) TO %I', role)
-FROM unnest(string_to_array(:'roles', ',')) role
+FROM unnest(regexp_split_to_array(btrim(:'roles'), '\s*,\s*')) role WHERE role <> ''
 \gexec

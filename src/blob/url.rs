@@ -44,6 +44,19 @@ impl BlobUrl {
         self.url.port().map_or_else(|| host.into(), |port| format!("{host}:{port}"))
     }
 
+    /// What to write instead, where what is written names the account but is no address of its blobs.
+    pub fn instead(&self, blob_suffix: &str) -> Option<String> {
+        let host = self.url.host_str().unwrap_or_default();
+        let lake_suffix = blob_suffix.replacen("blob.", ".dfs.", 1);
+        let account = host.strip_suffix(&lake_suffix);
+        // An emulator on this machine may speak http.
+        let in_clear = self.url.scheme() == "http" && self.url.domain().is_some_and(|domain| domain != "localhost");
+        let host = account.map_or_else(|| host.into(), |account| format!("{account}.{blob_suffix}"));
+        (account.is_some() || in_clear).then(|| {
+            format!("Write https://{host}/<container>/<blob>: blobs are reached by https, at the blob endpoint.")
+        })
+    }
+
     /// The blob this URL names within a server's endpoint; `None` when it lies outside of it.
     pub fn within(&self, endpoint: &Destination) -> Option<Result<Blob, Failure>> {
         let mut rest = endpoint.remainder(&self.url)?.into_iter();
@@ -145,6 +158,25 @@ mod tests {
 
     fn sales() -> Destination {
         Destination::parse("https://sales.blob.core.windows.net", "endpoint").expect("an endpoint")
+    }
+
+    #[test]
+    fn http_and_the_data_lakes_host_are_told_what_to_write_instead() {
+        let instead = |text: &str| BlobUrl::parse(text).expect(text).instead("blob.core.windows.net");
+        for text in [
+            "http://sales.blob.core.windows.net/in/a.csv",
+            "https://sales.dfs.core.windows.net/in/a.csv",
+            "HTTP://sales.dfs.core.windows.net/in/a.csv",
+        ] {
+            assert!(instead(text).is_some_and(|hint| hint.contains("https://sales.blob.core.windows.net/")), "{text}");
+        }
+        for text in [
+            "https://sales.blob.core.windows.net/in/a.csv",
+            "http://127.0.0.1:10000/a/in/a.csv",
+            "http://localhost/a/b/c",
+        ] {
+            assert_eq!(instead(text), None, "{text}");
+        }
     }
 
     #[test]

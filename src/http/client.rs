@@ -84,14 +84,27 @@ pub async fn ask(
     limit: Duration,
     traffic: &Traffic,
 ) -> Result<Answer, Unanswered> {
+    ask_anew(options, purpose, || Ok(request.clone()), is_worth_a_retry, limit, traffic).await
+}
+
+/// The same with a request that is made for each try: what proves who asks may have been replaced meanwhile.
+pub async fn ask_anew(
+    options: &Options,
+    purpose: Purpose,
+    request: impl Fn() -> Result<Request, Failure>,
+    is_worth_a_retry: fn(u16) -> bool,
+    limit: Duration,
+    traffic: &Traffic,
+) -> Result<Answer, Unanswered> {
     let _waiting = traffic.waiting();
     let end = tokio::time::Instant::now() + limit;
     let mut tries = 0;
     loop {
+        let request = request()?;
         tries += 1;
         traffic.request();
         traffic.sent(request.form.as_ref().map_or(0, |form| form.bytes().len()));
-        let outcome = send(options, purpose, request.clone()).await;
+        let outcome = send(options, purpose, request).await;
         if let Ok(answer) = &outcome {
             traffic.received(answer.body.len());
             if answer.status == 429 {

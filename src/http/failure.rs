@@ -1,5 +1,7 @@
 //! What went wrong, as a value. `pg::error` turns it into an ERROR, at one place.
 
+use nix::errno::Errno;
+
 /// The situations that a caller can tell apart. Each has one SQLSTATE (see `pg::error`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -91,6 +93,11 @@ impl Failure {
     }
 }
 
+/// What the operating system says of a file, in the words of core's messages.
+pub fn said_by_the_system(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().into())
+}
+
 /// A service's error code or request id as it may stand in an error text: at most 80 characters of
 /// the alphabet that such codes use, because everything else in an answer is the sender's to choose.
 pub fn code(text: &str) -> Option<&str> {
@@ -123,6 +130,12 @@ mod tests {
             }
         }
         assert_eq!(Kind::from_number(0), None);
+    }
+
+    #[test]
+    fn a_files_error_is_told_in_cores_words() {
+        let said = |number| said_by_the_system(&std::io::Error::from_raw_os_error(number));
+        assert_eq!([said(2), said(13)], ["No such file or directory", "Permission denied"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use reqwest::Certificate;
 
-use super::failure::{Failure, Kind};
+use super::failure::{Failure, Kind, said_by_the_system};
 
 /// A CA file as it is now: its path, and what changes when its content does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,17 +18,17 @@ pub struct CaFile {
 impl CaFile {
     /// Looks at the file without reading it.
     pub fn look(path: &Path) -> Result<Self, Failure> {
-        let seen = std::fs::metadata(path).map_err(|error| unreadable(path, &error.to_string()))?;
+        let seen = std::fs::metadata(path).map_err(|error| not_opened(path, &error))?;
         Ok(Self { path: path.into(), modified: seen.modified().ok(), length: seen.len() })
     }
 
     /// The certificates in it (PEM).
     pub fn certificates(&self) -> Result<Vec<Certificate>, Failure> {
-        let pem = std::fs::read(&self.path).map_err(|error| unreadable(&self.path, &error.to_string()))?;
+        let pem = std::fs::read(&self.path).map_err(|error| not_opened(&self.path, &error))?;
         let found = Certificate::from_pem_bundle(&pem)
-            .map_err(|_| unreadable(&self.path, "it is not a PEM file of certificates"))?;
+            .map_err(|_| unreadable(&self.path, "It is no PEM file of certificates."))?;
         if found.is_empty() {
-            return Err(unreadable(&self.path, "it holds no certificate"));
+            return Err(unreadable(&self.path, "It holds no certificate."));
         }
         Ok(found)
     }
@@ -83,11 +83,17 @@ pub fn in_use(has_ca_file: bool) -> &'static str {
     variables.into_iter().find(|name| std::env::var_os(name).is_some()).unwrap_or("system")
 }
 
-fn unreadable(path: &Path, why: &str) -> Failure {
-    Failure::new(Kind::Local, format!("could not read the CA file \"{}\"", path.display()))
-        .detail(why)
-        .hint("Set managed_identity.tls_ca_file to a PEM file that the server can read, or leave it empty for the system's own roots.")
+fn not_opened(path: &Path, error: &std::io::Error) -> Failure {
+    let why = said_by_the_system(error);
+    Failure::new(Kind::Local, format!("could not open CA file \"{}\": {why}", path.display())).hint(CA_FILE)
 }
+
+fn unreadable(path: &Path, why: &str) -> Failure {
+    Failure::new(Kind::Local, format!("could not use CA file \"{}\"", path.display())).detail(why).hint(CA_FILE)
+}
+
+/// What to change where the CA file is not one.
+const CA_FILE: &str = "Set managed_identity.tls_ca_file to a PEM file that the server can read, or leave it empty for the system's own roots.";
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::http::failure::{Failure, Kind};
+use crate::http::failure::{Failure, Kind, said_by_the_system};
 use crate::token::claims;
 
 /// The longest federated token that is sent, in bytes; they have one or two thousand.
@@ -26,7 +26,7 @@ impl Assertion {
     /// Reads the file. What it holds is never part of an error.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let unreadable = |why: &str, hint: &str| {
-            Failure::new(Kind::Local, format!("could not read the federated token file \"{}\"", path.display()))
+            Failure::new(Kind::Local, format!("could not use federated token file \"{}\"", path.display()))
                 .detail(why)
                 .hint(hint)
         };
@@ -40,7 +40,9 @@ impl Assertion {
                 }
                 _ => "It is a regular file that the operating system user of PostgreSQL can read.",
             };
-            unreadable(&format!("The operating system says: {}.", error.kind()), hint)
+            let why = said_by_the_system(&error);
+            let message = format!("could not open federated token file \"{}\": {why}", path.display());
+            Failure::new(Kind::Local, message).hint(hint)
         };
         // Without blocking: a FIFO that nobody writes to would hold the session for ever. Links are
         // followed, as Kubernetes replaces the file by turning one.

@@ -46,6 +46,7 @@ impl Status {
 }
 
 pub const PERMISSION: &str = "permission";
+const LIBRARY: &str = "library";
 pub const SOURCE: &str = "source";
 const TOKEN_FILE: &str = "token file";
 pub const ROOTS: &str = "tls roots";
@@ -76,6 +77,19 @@ impl Step {
     fn warn(self) -> Self {
         Self { status: Status::Warn, ..self }
     }
+}
+
+/// Where the library was loaded too late for some of what it is for: what that is. Tokens it gives all the same.
+pub fn library(copies: bool, shares: bool) -> Option<Step> {
+    let lacks = match (copies, shares) {
+        (true, true) => return None,
+        (false, true) => "COPY does not know URLs",
+        (true, false) => "each session fetches tokens for itself",
+        (false, false) => "COPY does not know URLs, and each session fetches tokens for itself",
+    };
+    let detail = format!("The library was not loaded when the server started: here {lacks}.");
+    let hint = "Put managed_identity first in shared_preload_libraries and restart; for COPY alone session_preload_libraries will do, without a restart.";
+    Some(Step { hint: Some(hint.into()), ..Step::ok(LIBRARY, detail).warn() })
 }
 
 /// Which source it is, and why.
@@ -295,6 +309,18 @@ mod tests {
             let step = source(&machine, &identity, &machine.source_of(&identity).expect("a source"));
             assert_eq!((step.name, step.status), (SOURCE, status), "{step:?}");
             assert!(step.detail.contains(word), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn a_library_that_was_not_preloaded_is_told_by_what_is_missed() {
+        assert_eq!(library(true, true), None);
+        for (copies, shares, urls, sessions) in
+            [(false, true, true, false), (true, false, false, true), (false, false, true, true)]
+        {
+            let step = library(copies, shares).expect("a step");
+            assert_eq!((step.name, step.status), (LIBRARY, Status::Warn));
+            assert_eq!((step.detail.contains("URLs"), step.detail.contains("each session")), (urls, sessions));
         }
     }
 

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use super::error::OrRaise;
-use super::{clock, flight, identities, interrupts, restricted, settings, tokens};
+use super::{cache, clock, copy, flight, identities, interrupts, restricted, settings, tokens};
 use crate::http::unanswered::Unanswered;
 use crate::http::{client, roots};
 use crate::identity::diagnosis::{self, Asked, PERMISSION, ROOTS, SOURCE, Step};
@@ -28,7 +28,9 @@ pub fn steps(resource: &str, identity: Option<&CStr>) -> Vec<Step> {
         return vec![Step::failed(PERMISSION, tokens::outside_resources(&server.name))];
     }
     let granted = format!("The current role may use server \"{}\" for {}.", server.display(), resource.as_str());
+    cache::attach();
     let mut steps = vec![Step::ok(PERMISSION, granted)];
+    steps.extend(diagnosis::library(copy::is_installed(), cache::is_shared()));
     let found = identity.and_then(|identity| machine.source_of(&identity).map(|source| (identity, source)));
     let (identity, source) = match found {
         Ok(found) => found,

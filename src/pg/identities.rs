@@ -62,11 +62,15 @@ fn identity_of(oid: pg_sys::Oid, name: &CStr) -> Rc<KnownIdentity> {
 }
 
 /// The server of this name (`None`: the default one).
-fn oid_of(name: Option<&CStr>) -> (pg_sys::Oid, CString) {
-    let name = name.map_or_else(settings::default_identity, CString::from);
+fn oid_of(given: Option<&CStr>) -> (pg_sys::Oid, CString) {
+    let name = given.map_or_else(settings::default_identity, CString::from);
     // SAFETY: a syscache look-up by name.
     let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
     if oid == pg_sys::InvalidOid {
+        if given.is_none() && name.as_c_str() != servers::MACHINE {
+            let hint = "managed_identity.default_identity names it: set that to a server of foreign-data wrapper managed_identity, or create this one.";
+            servers::missing(&name, hint.into());
+        }
         servers::named(&name, Wrapper::Identity);
     }
     (oid, name)

@@ -117,7 +117,7 @@ impl Server {
 }
 
 /// The server that CREATE EXTENSION brings.
-const MACHINE: &CStr = c"machine";
+pub const MACHINE: &CStr = c"machine";
 
 thread_local! {
     /// Counts invalidations of foreign servers and wrappers.
@@ -185,16 +185,22 @@ pub fn current_user() -> pg_sys::Oid {
 pub fn named(name: &CStr, wrapper: Wrapper) -> Server {
     // SAFETY: a syscache look-up by name.
     let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
-    let shown = name.to_string_lossy();
     if oid == pg_sys::InvalidOid {
-        error(
-            PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-            format!("server \"{shown}\" does not exist"),
-            None,
-            Some(format!("Create it with CREATE SERVER <name> FOREIGN DATA WRAPPER {}.", wrapper.name())),
-        );
+        let hint = if wrapper == Wrapper::Identity && name == MACHINE {
+            // It goes with the extension only, so somebody gave it another name.
+            "It came with the extension and was renamed: name it \"machine\" again, or set managed_identity.default_identity to another server.".into()
+        } else {
+            format!("Create it with CREATE SERVER <name> FOREIGN DATA WRAPPER {}.", wrapper.name())
+        };
+        missing(name, hint);
     }
     of(oid, name, wrapper)
+}
+
+/// 42704, and what to do.
+pub fn missing(name: &CStr, hint: String) -> ! {
+    let message = format!("server \"{}\" does not exist", name.to_string_lossy());
+    error(PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT, message, None, Some(hint))
 }
 
 /// The server with this OID, found by `name`. Whoever has checked rights on an OID loads by it: between two

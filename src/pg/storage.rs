@@ -75,7 +75,7 @@ pub fn storage_for(url: &BlobUrl, name: Option<&CStr>, direction: Direction) -> 
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
             format!("server \"{}\" does not reach this URL", server.display()),
             Some(format!("Its URLs start with {}.", destination.base())),
-            None,
+            url.instead(cloud.blob_suffix()),
         );
     };
     let blob = blob.or_raise();
@@ -101,7 +101,9 @@ fn found_by_url(url: &BlobUrl, cloud: Cloud) -> (Server, Destination) {
             PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
             "azure_storage: missing storage credentials",
             Some(format!("No server of foreign-data wrapper \"azure_storage\" reaches \"{}\".", url.authority())),
-            Some("Create one with CREATE SERVER <account> FOREIGN DATA WRAPPER azure_storage.".into()),
+            Some(url.instead(cloud.blob_suffix()).unwrap_or_else(|| {
+                "Create one with CREATE SERVER <account> FOREIGN DATA WRAPPER azure_storage.".into()
+            })),
         );
     }
     let role = servers::current_user();

@@ -227,8 +227,8 @@ async fn fetched(
     traffic: &Traffic,
 ) -> Result<AccessToken, Refusal> {
     let plain = |failure| Refusal { failure, wait: None };
-    let request = source.request(resource).map_err(plain)?;
-    let answer = client::ask(options, source.purpose(), &request, source.worth_a_retry(), left, traffic)
+    let request = || source.request(resource);
+    let answer = client::ask_anew(options, source.purpose(), request, source.worth_a_retry(), left, traffic)
         .await
         .map_err(|unanswered| plain(source.unanswered(unanswered)))?;
     let wait = retry::asked_for(&answer, SystemTime::now());

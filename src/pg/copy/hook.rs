@@ -67,6 +67,11 @@ pub fn init() {
     unsafe { pg_sys::ProcessUtility_hook = Some(process_utility) };
 }
 
+/// Whether COPY knows URLs in this session.
+pub fn is_installed() -> bool {
+    PREVIOUS.get().is_some()
+}
+
 fn is_preloaded() -> bool {
     // SAFETY: plain globals; the string is a setting's value or NULL, and is not kept.
     unsafe {

@@ -14,4 +14,4 @@ mod stack;
 mod statement;
 mod to;
 
-pub use hook::init;
+pub use hook::{init, is_installed};

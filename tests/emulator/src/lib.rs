@@ -45,6 +45,7 @@ mod listeners;
 mod log;
 mod pki;
 mod proxy;
+mod tunnels;
 mod vault;
 
 pub use control::Control;
@@ -58,4 +59,5 @@ pub use listeners::{NeverAccepts, Refuses, ResetOnAccept, TlsNeverAnswers};
 pub use log::{Counters, Ending, Entry, IdentityCount, Log, State};
 pub use pki::{CA_CERTIFICATE, CA_KEY, LEAF_CERTIFICATE, LEAF_KEY, Leaf, Pki};
 pub use proxy::Proxy;
+pub use tunnels::Tunnels;
 pub use vault::{AUDIENCE, Secret, SecretAttributes, VaultConfig, VaultService};

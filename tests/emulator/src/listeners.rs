@@ -138,14 +138,14 @@ fn bound() -> Result<(Socket, SocketAddr), Error> {
 }
 
 /// A thread that accepts connections until it is dropped.
-struct Acceptor {
-    address: SocketAddr,
+pub(crate) struct Acceptor {
+    pub(crate) address: SocketAddr,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Acceptor {
-    fn start(mut accepted: impl FnMut(TcpStream) + Send + 'static) -> Result<Self, Error> {
+    pub(crate) fn start(mut accepted: impl FnMut(TcpStream) + Send + 'static) -> Result<Self, Error> {
         let about = "listening on 127.0.0.1";
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(Error::io(about))?;
         let address = listener.local_addr().map_err(Error::io(about))?;

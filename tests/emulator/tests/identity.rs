@@ -54,6 +54,19 @@ fn an_identity_by_each_of_its_ids_which_is_echoed_if_asked_by() {
 }
 
 #[test]
+fn container_instances_know_one_spelling_of_a_resource_id_and_refuse_in_plain_text() {
+    let emulator = emulator();
+    emulator.identity().set_container_instances(true);
+    let keys = Identity::user("keys");
+    for (spelling, identity) in [("msi_res_id", &keys), ("mi_res_id", &Identity::system())] {
+        let answer = ask(&emulator, VAULT, &format!("&{spelling}={}", keys.resource_id)).json();
+        assert_eq!(answer["client_id"], identity.client_id, "{spelling}");
+    }
+    let refused = get(None, &token_url(&emulator, VAULT, ""), &[]);
+    assert_eq!((refused.status, refused.body.as_slice()), (400, b"Required metadata header not specified".as_slice()));
+}
+
+#[test]
 fn identities_change_at_runtime() {
     let emulator = emulator();
     let identity = emulator.identity();

@@ -67,7 +67,7 @@ impl Cluster {
         let template = template(&options.programs.clone().unwrap_or_else(bindir));
         let data = template.path().join("data");
         let cluster = Self { dir: shared_folder(), options, template };
-        run(as_server("cp").arg("-a").arg(data).arg(cluster.data()));
+        successful(as_server("cp").arg("-a").arg(data).arg(cluster.data()));
         let preload = if cluster.options.not_preloaded { "" } else { "managed_identity" };
         let mut conf = format!(
             "shared_preload_libraries = '{preload}'\nunix_socket_directories = '{}'\nlisten_addresses = ''\n\
@@ -190,11 +190,15 @@ impl Cluster {
     }
 
     pub fn session_as(&self, role: &str) -> Session {
-        Session::open(&self.dir, role, "postgres").expect("a session")
+        self.session_of(role, "postgres")
     }
 
     pub fn session_in(&self, database: &str) -> Session {
-        Session::open(&self.dir, "postgres", database).expect("a session")
+        self.session_of("postgres", database)
+    }
+
+    pub fn session_of(&self, role: &str, database: &str) -> Session {
+        Session::open(&self.dir, role, database).expect("a session")
     }
 
     /// Waits until a server that crashed takes connections again.
@@ -349,7 +353,7 @@ fn template(programs: &Path) -> Arc<TempDir> {
     let mut command = as_server(programs.join("initdb"));
     command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]);
     // As 18 does unasked: pg_upgrade wants old and new to be alike in this.
-    run(command.arg("--data-checksums").arg("-D").arg(dir.path().join("data")));
+    successful(command.arg("--data-checksums").arg("-D").arg(dir.path().join("data")));
     templates.insert(programs.to_owned(), Arc::downgrade(&dir));
     dir
 }
@@ -360,7 +364,8 @@ fn append(path: &Path, more: &str) {
     fs::write(path, old + more).expect("a file");
 }
 
-pub(crate) fn run(command: &mut Command) {
+/// Runs a program to its end, which must be a good one.
+pub fn successful(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().expect("it runs");
     assert!(output.status.success(), "{command:?}: {}", text(&output));
 }

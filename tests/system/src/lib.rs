@@ -17,7 +17,7 @@ pub mod wait;
 mod world;
 
 pub use azurite::Azurite;
-pub use cluster::{Cluster, Options, Session};
+pub use cluster::{Cluster, Options, Session, successful};
 pub use companion::has_extension;
 pub use outcome::outcome;
 pub use pgbouncer::PgBouncer;

@@ -31,6 +31,11 @@ impl Pod {
         Self::build(Options::default(), true, true)
     }
 
+    /// The same, but not in a pod.
+    pub fn with_storage_without_environment() -> Self {
+        Self::build(Options::default(), false, true)
+    }
+
     /// Not in a pod: the environment says nothing of workload identity.
     pub fn without_environment() -> Self {
         Self::build(Options::default(), false, false)

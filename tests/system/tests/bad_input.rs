@@ -170,6 +170,24 @@ fn options_formats_and_suffixes_that_do_not_exist() {
 }
 
 #[test]
+fn a_url_that_is_almost_one_of_a_blob_says_what_to_write() {
+    let world = World::new();
+    let mut session = world.session();
+    session.run("CREATE TABLE t (a int); CREATE SERVER sales FOREIGN DATA WRAPPER azure_storage");
+    let hint = "https://sales.blob.core.windows.net/<container>/<blob>";
+    for place in ["http://sales.blob.core.windows.net", "https://sales.dfs.core.windows.net"] {
+        for (with, sqlstate) in [("", "42704"), ("WITH (server 'sales')", "22023")] {
+            let error = session.error(&format!("COPY t FROM '{place}/box/a.csv' {with}"));
+            assert_eq!(error.code().code(), sqlstate, "{error:?}");
+            assert!(error.hint().is_some_and(|said| said.contains(hint)), "{place} {with}: {error:?}");
+        }
+    }
+    let unknown = session.error("COPY t FROM 'https://other.blob.core.windows.net/box/a.csv'");
+    assert!(unknown.hint().is_some_and(|said| said.contains("CREATE SERVER")), "{unknown:?}");
+    assert_eq!(world.asked(), 0);
+}
+
+#[test]
 fn gzip_that_is_not_whole_is_22p04_and_loads_nothing() {
     let world = World::with_storage();
     let mut session = world.session();

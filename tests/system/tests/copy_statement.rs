@@ -112,6 +112,10 @@ fn a_library_for_sessions_is_enough() {
     assert_eq!(session.count(&format!("COPY t FROM '{url}'")), 2);
     assert_eq!(world.session().count(&format!("COPY t TO '{url}'")), 2);
     assert_eq!(world.azurite().text("box/a.csv"), "1\n2\n");
+    // From 17 on nothing is missed then; before, each session has tokens of its own.
+    let missed = session.rows("SELECT detail FROM managed_identity.diagnose() WHERE step = 'library'").join("");
+    assert!(!missed.contains("URLs"), "{missed}");
+    assert_eq!(missed.contains("each session"), major() < 17, "{missed}");
 }
 
 #[test]
@@ -131,6 +135,9 @@ fn without_preloading_a_url_is_cores_file_name_whatever_was_called_before() {
     core(&mut session);
     assert!(!session.value("SELECT managed_identity.access_token('storage')").is_empty());
     core(&mut session);
+    let told = session.rows("SELECT status, detail, hint FROM managed_identity.diagnose() WHERE step = 'library'");
+    assert!(told.len() == 1 && told[0].starts_with("warn|") && told[0].contains("COPY does not know URLs"), "{told:?}");
+    assert!(told[0].contains("shared_preload_libraries"), "{told:?}");
 }
 
 #[test]

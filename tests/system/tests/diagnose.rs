@@ -83,7 +83,7 @@ fn each_cause_of_the_table_is_told_at_its_step_with_a_hint_of_its_own() {
             if let Some(error) = &told.error {
                 assert!(told.steps.iter().any(|step| step.hint == *error), "\"{error}\" is not in {about}");
             }
-            let worlds = [&stage.vm, &stage.aks, &stage.pod.world, &stage.bare.world];
+            let worlds = [&stage.vm, &stage.aks, &stage.pod.world, &stage.bare.world, &stage.late];
             for world in worlds {
                 nothing_secret(&told.steps, &world.emulator.issued_tokens(), &stage.pod.assertions());
             }

@@ -39,3 +39,19 @@ fn the_reference_of_settings_is_what_the_server_says() {
         panic!("docs/settings.md is not what the server says; {} is", written.display());
     }
 }
+
+#[test]
+fn every_column_of_the_views_is_explained_in_their_order() {
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md")).unwrap();
+    let world = World::new();
+    let mut session = world.session();
+    for view in ["cached_tokens", "status", "stat_requests"] {
+        let section = document.split(&format!("### `managed_identity.{view}`\n")).nth(1).expect(view);
+        let table = section.split("| column | |\n|---|---|\n").nth(1).expect(view).split("\n\n").next().unwrap();
+        let explained: Vec<&str> = table.lines().map(|line| line.split('`').nth(1).expect(line)).collect();
+        let columns = session.rows(&format!(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'managed_identity.{view}'::regclass AND attnum > 0 ORDER BY attnum"
+        ));
+        assert_eq!(explained, columns, "{view}");
+    }
+}

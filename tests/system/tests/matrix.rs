@@ -1,134 +1,18 @@
 //! Who may do what through which server: every function and view of the extension and COPY by URL, for each kind
-//! of role and each kind of server.
+//! of role and each kind of server; and the same of what a dump and pg_upgrade make of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
+#[path = "matrix/table.rs"]
+mod table;
+
 use emulator::Identity;
-use server_tests::{ACCOUNT, Session, World};
+use server_tests::{ACCOUNT, Options, World, major, programs_of, successful};
 
-/// One column each of the matrix, and what makes the role what it is. `callers` may execute all functions of the
-/// extension, `team` may use all servers, too.
-const ROLES: [(&str, &str); 9] = [
-    ("super", "ALTER ROLE super SUPERUSER"),
-    // Of all servers but "machine": what it owns is all that it may use.
-    ("owner", "GRANT callers TO owner"),
-    ("given", "GRANT callers TO given; GRANT USAGE ON FOREIGN SERVER {servers} TO given"),
-    ("heir", "GRANT team TO heir"),
-    ("exec", "GRANT callers TO exec"),
-    ("usage", "GRANT USAGE ON FOREIGN SERVER {servers} TO usage"),
-    ("watch", "GRANT pg_monitor TO watch"),
-    ("stats", "GRANT pg_read_all_stats TO stats"),
-    ("other", ""),
-];
+use table::{ROLES, SERVERS, differences, rows};
 
-/// Identities: `kv` is for Key Vault alone. Accounts: `read` is for reading, `part` for box/out/* alone. Vaults: `shut`
-/// allows no secrets, `mail` the secret of that name.
-const SERVERS: [&str; 9] = ["machine", "app", "kv", "blob", "read", "part", "vault", "shut", "mail"];
-
-/// Outcome for each role | servers that `$` stands for, one after the other | what follows SELECT, or a COPY. Whatever
-/// is new gets a line. An outcome is the value, `ok` for any, or the SQLSTATE, `-` for 42501: not allowed. Before each
-/// there are three tokens in the cache, of "machine" and "app" for storage, and of "app" for Key Vault; after it what
-/// it changed is rolled back.
-const MATRIX: &str = "
-super owner given heir  exec  usage watch stats other
-ok    -     ok    ok    -     -     -     -     -     | machine          | managed_identity.access_token('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | app              | managed_identity.access_token('storage', '$')
-ok    -     ok    ok    -     -     -     -     -     | machine          | managed_identity.access_token('sql', '$', true)
-ok    ok    ok    ok    -     -     -     -     -     | app              | managed_identity.access_token('sql', '$', true)
--     -     -     -     -     -     -     -     -     | kv               | managed_identity.access_token('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | kv               | managed_identity.access_token('key-vault', '$')
-42809 42809 42809 42809 -     -     -     -     -     | blob part vault  | managed_identity.access_token('storage', '$')
-ok    -     ok    ok    -     -     -     -     -     |                  | managed_identity.access_token('storage')
-
-ok    -     ok    ok    -     -     -     -     -     | machine          | managed_identity.authorization_header('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | app              | managed_identity.authorization_header('storage', '$')
--     -     -     -     -     -     -     -     -     | kv               | managed_identity.authorization_header('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | kv               | managed_identity.authorization_header('key-vault', '$')
-42809 42809 42809 42809 -     -     -     -     -     | blob part vault  | managed_identity.authorization_header('storage', '$')
-
-ok    -     ok    ok    -     -     -     -     -     | machine          | managed_identity.token_info('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | app              | managed_identity.token_info('storage', '$')
--     -     -     -     -     -     -     -     -     | kv               | managed_identity.token_info('storage', '$')
-ok    ok    ok    ok    -     -     -     -     -     | kv               | managed_identity.token_info('key-vault', '$')
-42809 42809 42809 42809 -     -     -     -     -     | blob part vault  | managed_identity.token_info('storage', '$')
-
-t     f     t     t     f     -     -     -     -     | machine          | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
-t     t     t     t     f     -     -     -     -     | app              | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
-f     f     f     f     f     -     -     -     -     | kv               | status = 'ok' FROM managed_identity.diagnose('storage', '$') LIMIT 1
-t     t     t     t     f     -     -     -     -     | kv               | status = 'ok' FROM managed_identity.diagnose('key-vault', '$') LIMIT 1
-imds  imds  imds  imds  imds  -     imds  -     -     |                  | managed_identity.detected_source()
-
-1     -     -     -     -     -     1     -     -     |                  | count(*) FROM managed_identity.status
-1     1     1     1     1     -     1     -     -     |                  | count(*) FROM managed_identity.status()
-ok    -     -     -     -     -     ok    -     -     |                  | count(*) FROM managed_identity.stat_requests
-ok    ok    ok    ok    ok    -     ok    -     -     |                  | count(*) FROM managed_identity.stat_requests()
-ok    ok    ok    ok    ok    -     -     -     -     |                  | managed_identity.stat_reset()
-
-3     2     3     3     0     -     -     -     -     |                  | managed_identity.forget_tokens()
-2     1     2     2     0     -     -     -     -     |                  | managed_identity.forget_tokens('storage')
-1     -     1     1     -     -     -     -     -     | machine          | managed_identity.forget_tokens(NULL, '$')
-2     2     2     2     -     -     -     -     -     | app              | managed_identity.forget_tokens(NULL, '$')
-1     1     1     1     -     -     -     -     -     | kv               | managed_identity.forget_tokens(NULL, '$')
-0     0     0     0     -     -     -     -     -     | kv               | managed_identity.forget_tokens('storage', '$')
-42809 42809 42809 42809 -     -     -     -     -     | blob part vault  | managed_identity.forget_tokens(NULL, '$')
-
-3     2     3     3     0     3     3     3     0     |                  | count(*) FROM managed_identity.cached_tokens
-3     2     3     3     0     3     3     3     0     |                  | count(*) FROM managed_identity.cached_tokens()
-11    11    11    11    11    11    11    11    11    |                  | count(*) FROM managed_identity.resource_aliases
-11    11    11    11    11    11    11    11    11    |                  | count(*) FROM managed_identity.resource_aliases()
-
-ok    -     -     -     -     -     -     -     -     |                  | managed_identity.configure('new', 'managed_identity', '{}')
-ok    -     -     -     -     -     -     -     -     |                  | managed_identity.configure('new', 'azure_storage', '{}')
-ok    ok    -     -     -     -     -     -     -     | app kv           | managed_identity.configure('$', 'managed_identity', '{}')
-ok    ok    -     -     -     -     -     -     -     | blob part        | managed_identity.configure('$', 'azure_storage', '{}')
-ok    ok    -     -     -     -     -     -     -     | vault shut       | managed_identity.configure('$', 'azure_key_vault', '{}')
-
-ok    ok    ok    ok    -     -     -     -     -     | vault            | azure_key_vault.secret('$', 'db-password')
--     -     -     -     -     -     -     -     -     | shut             | azure_key_vault.secret('$', 'db-password')
--     -     -     -     -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'db-password')
-ok    ok    ok    ok    -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'mail')
-42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.secret('$', 'db-password')
-
-1     1     1     1     -     1     -     -     -     | blob read        | COPY t FROM '{in}' WITH (server '$')
-1     1     1     1     -     1     -     -     -     | blob part        | COPY t TO '{out}' WITH (server '$')
-1     1     1     1     -     1     -     -     -     | part             | COPY (SELECT 1) TO '{out}' WITH (server '$')
--     -     -     -     -     -     -     -     -     | part             | COPY t FROM '{in}' WITH (server '$')
--     -     -     -     -     -     -     -     -     | read             | COPY t TO '{out}' WITH (server '$')
-42809 42809 42809 42809 42809 42809 42809 42809 42809 | machine vault    | COPY t FROM '{in}' WITH (server '$')
-1     42725 1     1     -     1     -     -     -     |                  | COPY t FROM '{in}'
-
-ok    ok    ok    ok    ok    ok    ok    ok    ok    |                  | managed_identity.managed_identity_validator('{}', 0)
-ok    ok    ok    ok    ok    ok    ok    ok    ok    |                  | azure_storage.azure_storage_validator('{}', 0)
-ok    ok    ok    ok    ok    ok    ok    ok    ok    |                  | azure_key_vault.azure_key_vault_validator('{}', 0)
-";
-
-struct Row {
-    outcomes: Vec<&'static str>,
-    servers: Vec<&'static str>,
-    sql: String,
-}
-
-fn rows() -> Vec<Row> {
-    let mut lines = MATRIX.lines().filter(|line| !line.is_empty());
-    let head: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
-    assert_eq!(head, ROLES.map(|(role, _)| role));
-    let row = |line: &'static str| {
-        let [outcomes, servers, sql] = line.splitn(3, '|').collect::<Vec<_>>().try_into().expect(line);
-        let outcomes = outcomes.split_whitespace().map(|outcome| if outcome == "-" { "42501" } else { outcome });
-        let outcomes: Vec<&str> = outcomes.collect();
-        let sql = sql.trim();
-        let sql = if sql.starts_with("COPY ") { sql.to_owned() } else { format!("SELECT {sql}") };
-        assert_eq!(outcomes.len(), ROLES.len(), "{line}");
-        let servers: Vec<&str> = servers.split_whitespace().collect();
-        assert!(servers.iter().all(|server| SERVERS.contains(server)), "{line}");
-        assert_eq!(servers.is_empty(), !sql.contains('$'), "{line}");
-        Row { outcomes, servers: if servers.is_empty() { vec![""] } else { servers }, sql }
-    };
-    lines.map(row).collect()
-}
-
-fn world() -> World {
-    let world = World::with_storage();
+fn world(options: Options) -> World {
+    let world = World::with_storage_and(options);
     world.azurite().put("box/in/a.csv", "1\n");
     world.emulator.vault().put(emulator::Secret::new("mail", "x")).unwrap();
     let mut session = world.session();
@@ -164,57 +48,79 @@ fn world() -> World {
     world
 }
 
-/// Exactly the three tokens of which the matrix speaks are in the cache.
-fn fill(session: &mut Session) {
-    // No statement of the matrix both adds one and takes one away.
-    if session.value("SELECT count(*) FROM managed_identity.cached_tokens") == "3" {
-        return;
+/// ALTER, GRANT, REVOKE and COMMENT on every server, by which in the end nobody can do more or less.
+fn change_back_and_forth(world: &World) {
+    let mut session = world.session();
+    for server in SERVERS.into_iter().chain([ACCOUNT]) {
+        let owner =
+            session.value(&format!("SELECT srvowner::regrole FROM pg_foreign_server WHERE srvname = '{server}'"));
+        session.run(&format!(
+            "COMMENT ON SERVER {server} IS 'what {server} is for'; ALTER SERVER {server} VERSION '2';
+             ALTER SERVER {server} RENAME TO renamed; ALTER SERVER renamed RENAME TO {server};
+             GRANT USAGE ON FOREIGN SERVER {server} TO PUBLIC;
+             GRANT USAGE ON FOREIGN SERVER {server} TO other, exec WITH GRANT OPTION;
+             SET ROLE other; GRANT USAGE ON FOREIGN SERVER {server} TO watch; RESET ROLE;
+             ALTER SERVER {server} OWNER TO stats; ALTER SERVER {server} OWNER TO {owner};
+             REVOKE USAGE ON FOREIGN SERVER {server} FROM PUBLIC, exec, stats, given;
+             REVOKE USAGE ON FOREIGN SERVER {server} FROM other CASCADE;
+             GRANT USAGE ON FOREIGN SERVER {server} TO given WITH GRANT OPTION;
+             REVOKE GRANT OPTION FOR USAGE ON FOREIGN SERVER {server} FROM given"
+        ));
     }
     session.run(
-        "SELECT managed_identity.forget_tokens();
-         SELECT managed_identity.access_token('storage', 'machine'), managed_identity.access_token('storage', 'app'),
-                managed_identity.access_token('key-vault', 'app')",
+        "ALTER SERVER machine OPTIONS (ADD resources 'key-vault'); ALTER SERVER machine OPTIONS (DROP resources);
+         ALTER SERVER app OPTIONS (ADD resources 'key-vault'); ALTER SERVER app OPTIONS (DROP resources);
+         ALTER SERVER kv OPTIONS (SET resources 'storage'); ALTER SERVER kv OPTIONS (SET resources 'key-vault');
+         ALTER SERVER blob OPTIONS (ADD access 'read'); ALTER SERVER blob OPTIONS (SET access 'read-write');
+         ALTER SERVER read OPTIONS (DROP access); ALTER SERVER read OPTIONS (ADD access 'read');
+         ALTER SERVER part OPTIONS (SET locations 'box'); ALTER SERVER part OPTIONS (SET locations 'box/out/*');
+         ALTER SERVER shut OPTIONS (ADD allow 'secrets'); ALTER SERVER shut OPTIONS (DROP allow);
+         ALTER SERVER mail OPTIONS (DROP names); ALTER SERVER mail OPTIONS (ADD names 'mail')",
     );
 }
 
-/// The SQLSTATE, or what came: a value, or the count of a COPY.
-fn outcome(session: &mut Session, sql: &str) -> Result<String, String> {
-    session.run("BEGIN");
-    let done = if sql.starts_with("COPY") {
-        let count = session.client().execute(sql, &[]);
-        count.map(|count| count.to_string()).map_err(|error| error.code().unwrap().code().to_owned())
-    } else {
-        let rows = session.try_rows(sql);
-        rows.map(|rows| rows.join("\n")).map_err(|error| error.code().code().to_owned())
-    };
-    session.run("ROLLBACK");
-    done
+#[track_caller]
+fn assert_as_the_matrix_says(world: &World, database: &str) {
+    let differences = differences(world, database);
+    assert!(differences.is_empty(), "{database}: {}", differences.join("\n"));
 }
 
 #[test]
 fn every_role_can_do_through_each_server_what_it_was_granted_and_nothing_else() {
-    let world = world();
-    let mut admin = world.session();
-    let mut sessions = ROLES.map(|(role, _)| world.cluster.session_as(role));
-    let [source, target] = ["box/in/a.csv", "box/out/a.csv"].map(|path| world.url(path));
-    let mut wrong = Vec::new();
-    for row in rows() {
-        for server in &row.servers {
-            let sql = row.sql.replace('$', server).replace("{in}", &source).replace("{out}", &target);
-            for (((role, _), session), expected) in ROLES.iter().zip(&mut sessions).zip(&row.outcomes) {
-                fill(&mut admin);
-                let outcome = outcome(session, &sql);
-                let as_expected = match &outcome {
-                    Ok(value) => *expected == "ok" || value == expected,
-                    Err(sqlstate) => sqlstate == expected,
-                };
-                if !as_expected {
-                    wrong.push(format!("{role}: {sql}: {outcome:?}, not {expected}"));
-                }
-            }
-        }
+    assert_as_the_matrix_says(&world(Options::default()), "postgres");
+}
+
+#[test]
+fn in_a_database_restored_from_a_dump_every_role_can_do_the_same() {
+    let world = world(Options::default());
+    change_back_and_forth(&world);
+    assert_as_the_matrix_says(&world, "postgres");
+    let dump = world.cluster.file("dump", "");
+    successful(world.cluster.program("pg_dump").args(["-d", "postgres", "-F", "custom", "-f", &dump]));
+    let mut session = world.session();
+    session.run("CREATE DATABASE restored");
+    // So that no role and no identity is what it is by the first database.
+    session.run("DROP EXTENSION managed_identity CASCADE");
+    successful(world.cluster.program("pg_restore").args(["--exit-on-error", "-d", "restored", &dump]));
+    assert_as_the_matrix_says(&world, "restored");
+}
+
+#[test]
+fn after_pg_upgrade_from_15_every_role_can_do_the_same() {
+    if major() == 15 {
+        eprintln!("left out on 15: pg_upgrade (it runs on the newer server)");
+        return;
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // The new server checks vault_uri against it, so it must stand in its settings before.
+    let hosts = "managed_identity.key_vault_hosts = '127.0.0.1'".to_owned();
+    let old = Options { programs: Some(programs_of("PG15_CONFIG")), conf: vec![hosts], ..Options::default() };
+    let world = world(old);
+    change_back_and_forth(&world);
+    // 15.20 gives tables' columns an option (pg_attver) that an 18 which came out before it does not know.
+    world.session().run("DROP TABLE t");
+    let world = world.upgraded();
+    world.session().run("CREATE TABLE t AS SELECT 1 AS a; GRANT ALL ON t TO PUBLIC");
+    assert_as_the_matrix_says(&world, "postgres");
 }
 
 #[test]

@@ -2,19 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
-use std::process::Command;
-
 use emulator::Identity;
-use server_tests::{ACCOUNT, Options, Session, World, major, programs_of};
+use server_tests::{ACCOUNT, Options, Session, World, major, programs_of, successful};
 
 const ROLES: [&str; 6] = ["etl", "reader", "boss", "nobody", "member", "postgres"];
 
 const TABLE: &str = "CREATE TABLE t (a int); GRANT ALL ON t TO PUBLIC";
-
-fn successful(command: &mut Command) {
-    let output = command.output().expect("it runs");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// ALTER, GRANT, REVOKE and COMMENT on every server and on what else can be granted.
 fn world_with_grants(options: Options) -> World {

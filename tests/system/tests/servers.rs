@@ -353,3 +353,22 @@ fn a_url_that_several_servers_reach_needs_one_choice() {
     session.run("DROP SERVER first");
     session.run(&to(&second));
 }
+
+#[test]
+fn a_default_identity_that_is_not_there_is_told_by_how_it_was_lost() {
+    let world = World::new();
+    let mut session = world.session();
+    session.run("ALTER SERVER machine RENAME TO renamed");
+    for call in ["('storage')", "('storage', 'machine')"] {
+        let error = session.error(&format!("SELECT managed_identity.access_token{call}"));
+        assert_eq!(error.code().code(), "42704", "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("was renamed")), "{error:?}");
+    }
+    session.run("ALTER SERVER renamed RENAME TO machine; SET managed_identity.default_identity = 'nobody'");
+    let error = session.error("SELECT managed_identity.access_token('storage')");
+    assert_eq!((error.code().code(), error.message()), ("42704", "server \"nobody\" does not exist"), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("managed_identity.default_identity")), "{error:?}");
+    let error = session.error("SELECT managed_identity.access_token('storage', 'somebody')");
+    assert!(error.hint().is_some_and(|hint| hint.contains("CREATE SERVER")), "{error:?}");
+    assert_eq!(world.asked(), 0);
+}

@@ -71,6 +71,30 @@ fn the_machines_identity_and_one_chosen_by_each_selector() {
 }
 
 #[test]
+fn container_instances_give_the_identity_that_a_resource_id_names() {
+    let [a, keys] = ["a", "keys"].map(Identity::user);
+    let world = World::with(Options::default(), vec![Identity::system(), a, keys.clone()]);
+    world.emulator.identity().set_container_instances(true);
+    let mut session = world.session();
+    for (option, id) in
+        [("client_id", &keys.client_id), ("object_id", &keys.object_id), ("resource_id", &keys.resource_id)]
+    {
+        let wrapper = "FOREIGN DATA WRAPPER managed_identity OPTIONS";
+        session.run(&format!("CREATE SERVER by_{option} {wrapper} ({option} '{id}')"));
+        session.run(&token("storage", &format!("by_{option}")));
+        assert_eq!(last(&world).0, "keys", "{option}");
+    }
+    session.run(TOKEN);
+    assert_eq!(last(&world).0, "system");
+    // What refuses in plain text is told as what refuses in JSON, and not quoted.
+    let refusal = Reply::new(400).header("Content-Type", "text/plain; charset=utf-8");
+    world.emulator.identity().faults().next(1, refusal.body("Required metadata header not specified canary"));
+    let error = session.error(&token("sql", "machine"));
+    assert_eq!(error.code().code(), "28000", "{error:?}");
+    assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+}
+
+#[test]
 fn a_resource_is_an_alias_a_uri_an_application_or_a_scope() {
     let world = World::new();
     let mut session = world.session();

@@ -6,14 +6,14 @@
 use std::sync::{Arc, Mutex};
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::selector::{NotChosen, choose};
 use super::{Identity, Settings};
 use crate::error::lock;
-use crate::http::{Body, Handler, dated, json_response};
+use crate::http::{Body, Handler, dated, full, json_response};
 use crate::issuer::{Issuer, TokenRequest};
 use crate::log::Record;
 
@@ -21,6 +21,9 @@ const PATH: &str = "/metadata/identity/oauth2/token";
 /// The first with managed identities; a version is a date, and every later one of the service is accepted.
 const OLDEST_VERSION: &str = "2018-02-01";
 const NEWEST_VERSIONS: [&str; 3] = ["2025-04-07", "2024-07-17", "2024-03-15"];
+
+/// The code of a refusal for want of the header.
+const NO_HEADER: &str = "bad_request_102";
 
 pub(super) struct Imds {
     issuer: Issuer,
@@ -52,6 +55,8 @@ impl Imds {
         }
         let (identity, selector, refresh_in, size) = {
             let settings = lock(&self.settings);
+            let mut query = query.clone();
+            query.retain(|(name, _)| !(settings.container_instances && name == "mi_res_id"));
             let (identity, selector) = choose(&settings.assigned, &query)
                 .map_err(|why: NotChosen| refuse("invalid_request", why.description()))?;
             let identity = identity.clone();
@@ -96,7 +101,11 @@ impl Handler for Imds {
         let mut response = match token {
             Ok(token) => json_response(StatusCode::OK, &token),
             Err(Refusal(status, body)) => {
-                let mut response = json_response(status, &body);
+                let in_plain_text = lock(&self.settings).container_instances && body["error"] == NO_HEADER;
+                let mut response = match body["error_description"].as_str() {
+                    Some(text) if in_plain_text => plain_response(status, text),
+                    _ => json_response(status, &body),
+                };
                 if status == StatusCode::METHOD_NOT_ALLOWED {
                     let headers = response.headers_mut();
                     headers.insert(ALLOW, HeaderValue::from_static("GET"));
@@ -107,6 +116,13 @@ impl Handler for Imds {
         dated(&mut response, &self.issuer);
         response
     }
+}
+
+fn plain_response(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = Response::new(full(text.to_owned()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 fn check_headers(request: &Request<Incoming>) -> Result<(), Refusal> {
@@ -120,7 +136,7 @@ fn check_headers(request: &Request<Incoming>) -> Result<(), Refusal> {
     }
     let header = |name| request.headers().get(name);
     if header("metadata").is_none_or(|value| value.as_bytes() != b"true") {
-        return Err(refuse("bad_request_102", "Required metadata header not specified"));
+        return Err(refuse(NO_HEADER, "Required metadata header not specified"));
     }
     // It tells of a proxy in between, that is of a request that a stranger may have caused.
     if header("x-forwarded-for").is_some() {

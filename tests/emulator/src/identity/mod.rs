@@ -30,6 +30,7 @@ struct Settings {
     assigned: Vec<Identity>,
     refresh_in: Option<i64>,
     token_size: Option<usize>,
+    container_instances: bool,
 }
 
 impl IdentityService {
@@ -76,6 +77,12 @@ impl IdentityService {
     /// Pads tokens to exactly this many bytes from now on.
     pub fn set_token_size(&self, bytes: Option<usize>) {
         lock(&self.settings).token_size = bytes;
+    }
+
+    /// Answers as Container Instances do, which know one spelling of a resource id's parameter, ignore the other, and
+    /// refuse a request without the header in plain text.
+    pub fn set_container_instances(&self, on: bool) {
+        lock(&self.settings).container_instances = on;
     }
 
     pub fn log(&self) -> &Log {

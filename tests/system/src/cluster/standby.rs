@@ -1,6 +1,6 @@
 //! Streaming replication: a second server that follows the first.
 
-use super::{Cluster, append, as_server, run, shared_folder};
+use super::{Cluster, append, as_server, shared_folder, successful};
 use crate::wait;
 
 impl Cluster {
@@ -10,7 +10,7 @@ impl Cluster {
         let standby = Self { dir: shared_folder(), options, template };
         let mut backup = as_server(standby.programs().join("pg_basebackup"));
         backup.args(["-U", "postgres", "--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-h"]);
-        run(backup.arg(self.folder()).arg("-D").arg(standby.data()));
+        successful(backup.arg(self.folder()).arg("-D").arg(standby.data()));
         let sockets = format!("unix_socket_directories = '{}'\n", standby.folder().display());
         append(&standby.data().join("postgresql.conf"), &sockets);
         standby.start_again();

@@ -78,13 +78,14 @@ fn page(status: u16) -> Reply {
     Reply::new(status).header("Retry-After", "30").body("<html>canary</html>")
 }
 
-/// Where causes are provoked: a virtual machine, a pod without workload identity, one with it, and one without
-/// certificates.
+/// Where causes are provoked: a virtual machine, a pod without workload identity, one with it, one without
+/// certificates, and a server that does not preload the library.
 pub struct Stage {
     pub vm: World,
     pub aks: World,
     pub pod: Pod,
     pub bare: Pod,
+    pub late: World,
 }
 
 impl Stage {
@@ -103,6 +104,7 @@ impl Stage {
             aks: World::with(in_cluster.clone(), vec![Identity::user("node")]),
             pod: Pod::with(in_cluster.environment("RES_OPTIONS", "timeout:1 attempts:1")),
             bare,
+            late: World::with(Options { not_preloaded: true, ..Options::default() }, vec![Identity::system()]),
         }
     }
 
@@ -112,6 +114,7 @@ impl Stage {
             "vm" => self.on_the_vm(how),
             "aks" => self.on_aks(how),
             "pod" => self.in_the_pod(how),
+            "late" => told(&self.late, "storage", "machine"),
             _ => told(&self.bare.world, "storage", "machine"),
         }
     }

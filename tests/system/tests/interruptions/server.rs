@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 
 use server_tests::{major, wait};
 
@@ -110,4 +111,32 @@ fn no_place_holds_up_a_shutdown_the_postmasters_death_or_a_crash_of_another() {
         all_is_well(&stage, &name);
     }
     assert_eq!(cluster.log().matches("was terminated by signal").count(), 2, "those that were killed, and no other");
+}
+
+#[test]
+fn an_immediate_stop_waits_for_nobody_and_a_smart_one_for_a_fetch_to_end_well() {
+    let stage = Stage::with_storage();
+    let cluster = &stage.world.cluster;
+    let hangs = hang_everywhere(&stage, "quit");
+    let held = all_held(&stage);
+    cluster.stop("immediate");
+    all_are_gone(&stage, hangs, &held);
+    cluster.start_again();
+    all_is_well(&stage, "quit");
+
+    let hang = stage.hang(Place::Headers, "smart");
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| cluster.stop("smart"));
+        wait::until("the server is to stop", || cluster.log().contains("received smart shutdown request"));
+        assert!(!hang.running.is_over());
+        stage.release();
+        let (succeeded, said, session) = hang.running.end();
+        assert!(succeeded, "{said:?}");
+        assert!(!stop.is_finished(), "its session is still there");
+        drop(session);
+        stop.join().unwrap();
+    });
+    cluster.start_again();
+    all_is_well(&stage, "smart");
+    assert!(!cluster.log().contains("terminated by signal"));
 }

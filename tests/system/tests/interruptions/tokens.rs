@@ -1,6 +1,6 @@
 //! Tokens: six places, each way to be interrupted.
 
-use server_tests::{Session, wait};
+use server_tests::{Session, major, wait};
 
 use crate::hang::{ENDS, End, Running, threads};
 use crate::stage::{Place, Stage, TOKEN_PLACES, call};
@@ -114,5 +114,31 @@ fn look_ups_that_never_end_leave_one_thread_however_many_are_interrupted() {
     assert!(succeeded, "{said:?}");
     session.run(&call("one-more"));
     wait::until("no thread is left", || threads(pid) == 1);
+    stage.assert_no_crash();
+}
+
+#[test]
+fn a_transaction_that_times_out_in_a_fetch_ends_its_session_and_leaves_nothing() {
+    if major() < 17 {
+        eprintln!("left out on {}: there is no transaction_timeout", major());
+        return;
+    }
+    let stage = Stage::new();
+    let hang = stage.hang(Place::Headers, "first");
+    // Whoever waits for the fetch, and whoever fetches, once nobody else does.
+    for name in ["first", "second"] {
+        stage.world.emulator.identity().faults().always(emulator::Fault::HangBeforeHeaders);
+        let mut session = stage.world.session();
+        session.run("SET transaction_timeout = '500ms'");
+        let (succeeded, said, _) = Running::start(session, &call(name)).end();
+        assert!(!succeeded);
+        assert!(said.is_none_or(|said| said.0 == "25P04"), "{name}");
+    }
+    stage.interrupt(hang, End::Cancel);
+    stage.assert_no_slot_is_owned();
+    stage.release();
+    for name in ["first", "second"] {
+        stage.world.session().run(&call(name));
+    }
     stage.assert_no_crash();
 }
