@@ -34,7 +34,8 @@ const IDENTITY: Accepted = Accepted {
 };
 const STORAGE: Accepted =
     Accepted { names: &["account", "identity", "endpoint", "access", "locations"], check: storage_option };
-const VAULT: Accepted = Accepted { names: &["vault_uri", "identity", "allow", "names"], check: vault_option };
+const VAULT: Accepted =
+    Accepted { names: &["vault_uri", "identity", "api_version", "allow", "names"], check: vault_option };
 
 pub fn validate_identity(options: &[(String, String)], catalog: pg_sys::Oid) {
     validate(&IDENTITY, options, catalog);

@@ -14,7 +14,7 @@ use crate::http::client::{self, Purpose};
 use crate::http::failure::Failure;
 use crate::token::AccessToken;
 use crate::vault::access::VaultAccess;
-use crate::vault::secret;
+use crate::vault::{refusal, secret};
 
 /// The longest time that tries and the waits between them may take together; the documentation asks
 /// for waits of 1, 2, 4 s, and each try has its own limit.
@@ -28,10 +28,10 @@ pub fn secret(vault: &CStr, name: &str, version: Option<&str>) -> SqlText {
     let token = vault.token();
     vault.access.destination.attach(&request.url, &mut request.headers, token.bearer().or_raise()).or_raise();
     let tally = Tally::begin(Operation::Secret, &vault.server);
-    let ask = client::ask(&options, Purpose::Service, &request, secret::is_worth_a_retry, ALL_TRIES, tally.traffic());
+    let ask = client::ask(&options, Purpose::Service, &request, refusal::is_worth_a_retry, ALL_TRIES, tally.traffic());
     let answer = interrupts::wait_as(tally.event(), ask).map_err(Failure::from);
     let answer = tally.judged(answer).or_raise();
-    let value = SqlText::from_utf8(&tally.judged(secret::read(&answer, name)).or_raise());
+    let value = SqlText::from_utf8(&tally.judged(secret::read(&vault.access, &answer, name)).or_raise());
     access_log::secret(&vault.server, name, answer.header("x-ms-request-id"));
     value
 }

@@ -1,4 +1,11 @@
 //! Key Vault's requests and answers. Nothing here sends.
 
 pub mod access;
+pub mod algorithm;
+pub mod answer;
+pub mod key;
+pub mod kid;
+pub mod operation;
+pub mod refusal;
 pub mod secret;
+pub mod versions;
