@@ -112,6 +112,14 @@ pub fn token_url(emulator: &Emulator, resource: &str, more: &str) -> String {
     format!("{endpoint}/{path}&resource={resource}{more}")
 }
 
+/// One JSON request to a vault, as the bearer of `token`; a body that is null is none.
+pub fn call(emulator: &Emulator, method: &str, url: &str, token: &str, body: &Value) -> Answer {
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    send(Some(emulator.pki()), method, url, &headers, body.as_bytes())
+}
+
 pub fn token(emulator: &Emulator, resource: &str) -> String {
     let answer = ask(emulator, resource, "").json();
     answer["access_token"].as_str().unwrap().to_owned()
