@@ -25,6 +25,7 @@ pub mod storage;
 pub mod text;
 pub mod tokens;
 pub mod vault;
+pub mod vault_calls;
 pub mod worker;
 
 /// What `_PG_init` does.

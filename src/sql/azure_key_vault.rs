@@ -8,14 +8,14 @@ mod azure_key_vault {
 
     use crate::pg::name::Name;
     use crate::pg::text::SqlText;
-    use crate::pg::{options, tokens, vault};
+    use crate::pg::{options, tokens, vault_calls};
 
     /// The value of a secret.
     #[pg_extern(volatile, parallel_restricted)]
     fn secret(vault: Option<Name>, name: Option<&str>, version: default!(Option<&str>, "NULL")) -> SqlText {
         let vault = vault.unwrap_or_else(|| tokens::null_argument("vault"));
         let name = name.unwrap_or_else(|| tokens::null_argument("name"));
-        vault::secret(vault.as_c_str(), name, version)
+        vault_calls::secret(vault.as_c_str(), name, version)
     }
 
     #[pg_extern(strict, parallel_restricted)]

@@ -10,7 +10,7 @@ use super::access::{VaultAccess, check_object};
 use super::answer::{Attributes, decoded, document, unexpected};
 use super::kid::Kid;
 use super::refusal::{Asked, Object, Role};
-use crate::http::failure::{Failure, Kind};
+use crate::http::failure::{Failure, Kind, code};
 use crate::http::request::{Answer, Request};
 
 /// One version of a key, as the vault tells of it. Times are Unix seconds.
@@ -60,8 +60,8 @@ pub fn read(access: &VaultAccess, answer: &Answer, name: &str) -> Result<Key, Fa
     let Attributes { enabled, not_before, expires_at, created_at, updated_at } = attributes;
     Ok(Key {
         kid,
-        key_type: text("kty")?.to_owned(),
-        key_ops: operations.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        key_type: code(text("kty")?).ok_or_else(|| unexpected(answer))?.to_owned(),
+        key_ops: operations.iter().filter_map(|operation| code(operation.as_str()?)).map(str::to_owned).collect(),
         enabled,
         not_before,
         expires_at,
@@ -191,6 +191,7 @@ mod tests {
             json!({"kty": "RSA"}),
             json!({"kid": KID}),
             json!({"kid": 1, "kty": "RSA"}),
+            json!({"kid": KID, "kty": "canary canary"}),
             json!({"kid": other, "kty": "RSA"}),
             json!({"kid": elsewhere, "kty": "RSA"}),
         ] {
