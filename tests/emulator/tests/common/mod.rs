@@ -7,6 +7,8 @@
     reason = "each test program uses a part of it, and a test fails by panicking"
 )]
 
+pub mod python;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
