@@ -48,6 +48,18 @@ REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.secret_properties(name, text, text) FROM PUBLIC;
+
+-- So can what a key of a vault has done.
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key_versions(name, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.wrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.unwrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.encrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.decrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.sign(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.verify(name, text, bytea, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.diagnose(name, text) FROM PUBLIC;
 
 -- What tells of other roles' work is for those who watch the server.
 REVOKE EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests(), managed_identity.stat_reset()

@@ -26,6 +26,7 @@ pub mod text;
 pub mod tokens;
 pub mod vault;
 pub mod vault_calls;
+pub mod vault_diagnose;
 pub mod worker;
 
 /// What `_PG_init` does.

@@ -58,15 +58,38 @@ pub fn key_versions(vault: &CStr, name: &str) -> Vec<Version> {
     versions.found
 }
 
+/// What a key does: vault, key or identifier, algorithm, value.
+pub type KeyCall = fn(&CStr, &str, &str, &[u8]) -> Done;
+
+pub fn wrap(vault: &CStr, key: &str, algorithm: &str, value: &[u8]) -> Done {
+    with_newest(vault, KeyOperation::Wrap, key, algorithm, value)
+}
+
+pub fn unwrap(vault: &CStr, kid: &str, algorithm: &str, value: &[u8]) -> Done {
+    with_version(vault, KeyOperation::Unwrap, kid, algorithm, value)
+}
+
+pub fn encrypt(vault: &CStr, key: &str, algorithm: &str, value: &[u8]) -> Done {
+    with_newest(vault, KeyOperation::Encrypt, key, algorithm, value)
+}
+
+pub fn decrypt(vault: &CStr, kid: &str, algorithm: &str, value: &[u8]) -> Done {
+    with_version(vault, KeyOperation::Decrypt, kid, algorithm, value)
+}
+
+pub fn sign(vault: &CStr, key: &str, algorithm: &str, digest: &[u8]) -> Done {
+    with_newest(vault, KeyOperation::Sign, key, algorithm, digest)
+}
+
 /// Wraps, encrypts or signs with the newest version of a key.
-pub fn with_newest(vault: &CStr, operation: KeyOperation, name: &str, algorithm: &str, value: &[u8]) -> Done {
+fn with_newest(vault: &CStr, operation: KeyOperation, name: &str, algorithm: &str, value: &[u8]) -> Done {
     let vault = usable(vault).allowing(operation.usage().word(), name);
     let request = operation::request(&vault.access, operation, name, None, algorithm, value).or_raise();
     vault.ask(counted(operation.usage()), request, |answer| operation::read(&vault.access, operation, answer, name))
 }
 
 /// Unwraps or decrypts with the version that the identifier names.
-pub fn with_version(vault: &CStr, operation: KeyOperation, kid: &str, algorithm: &str, value: &[u8]) -> Done {
+fn with_version(vault: &CStr, operation: KeyOperation, kid: &str, algorithm: &str, value: &[u8]) -> Done {
     let usable = usable(vault);
     let kid = Kid::parse(kid, &usable.access).or_raise();
     let vault = usable.allowing(operation.usage().word(), kid.name());

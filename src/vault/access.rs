@@ -76,9 +76,14 @@ impl VaultAccess {
         self.is_hsm
     }
 
+    /// Whether option `allow` has this word.
+    pub fn allows(&self, operation: &str) -> bool {
+        self.operations.iter().any(|allowed| allowed == operation)
+    }
+
     /// Whether `operation` on the object `name` is allowed; 42501 otherwise.
     pub fn check(&self, operation: &str, name: &str) -> Result<(), Failure> {
-        if !self.operations.iter().any(|allowed| allowed == operation) {
+        if !self.allows(operation) {
             return Err(Failure::new(Kind::Forbidden, format!("the server does not allow \"{operation}\""))
                 .hint("The server's owner can add it to option allow."));
         }

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod algorithm;
 pub mod answer;
+pub mod diagnosis;
 pub mod key;
 pub mod kid;
 pub mod operation;

@@ -2,10 +2,12 @@
 //! read.
 
 use serde_json::Value;
+use url::Url;
 
 use super::access::VaultAccess;
 use crate::http::failure::{Failure, Kind, answered, code};
 use crate::http::request::Answer;
+use crate::identity::resource::is_guid;
 
 /// What was asked of a vault, as its refusal is told to the user.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +103,9 @@ impl Refusal {
         let code = self.code.as_deref();
         let object = asked.object.as_str();
         let (kind, message) = match (self.status, code) {
+            (403, Some("KeyDisabled" | "KeyExpired" | "KeyNotYetValid" | "KeyOperationForbidden")) => {
+                (Kind::NotAuthorized, format!("the vault refused to use key \"{}\"", asked.name))
+            }
             (401 | 403, _) => (Kind::NotAuthorized, "the vault refused the identity".to_owned()),
             (404, _) => (Kind::NotFound, format!("{object} \"{}\" does not exist", asked.name)),
             (409 | 412, _) => (Kind::Conflict, "the vault reports a conflict".to_owned()),
@@ -118,10 +123,12 @@ impl Refusal {
             (400, _) if kind == Kind::InvalidValue => failure.hint(
                 "The value may be of another key or version or too long for this one, or the algorithm not for a key of this type.",
             ),
+            (401, _) => failure.hint("The vault does not take the token; azure_key_vault.diagnose may tell why."),
             (403, Some("SecretDisabled" | "KeyDisabled")) => failure.hint(format!("The {object} is disabled in the vault.")),
             (403, Some("KeyExpired" | "KeyNotYetValid")) => {
                 failure.hint("The key is outside the time that its attributes allow: look at nbf and exp in the vault.")
             }
+            (403, Some("KeyOperationForbidden")) => failure.hint("The key's own list of operations, key_ops, has not this one."),
             (403, Some("ForbiddenByFirewall" | "ForbiddenByConnection")) => {
                 failure.hint("The vault's network rules do not let this machine in.")
             }
@@ -156,6 +163,14 @@ pub fn wants_a_new_token(answer: &Answer) -> bool {
         && answer.headers.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()).any(names_claims)
 }
 
+/// The tenant whose tokens the vault takes, as the challenge of a 401 names it; to be told, not to be followed.
+pub fn challenging_tenant(answer: &Answer) -> Option<String> {
+    let values = answer.headers.get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok());
+    // Every second piece stands in quotes.
+    let urls = values.flat_map(|value| value.split('"').skip(1).step_by(2)).filter_map(|text| Url::parse(text).ok());
+    urls.filter_map(|url| url.path_segments()?.next().map(str::to_owned)).find(|segment| is_guid(segment))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,8 +197,10 @@ mod tests {
         for (status, inner, kind, class, hint) in [
             (400, "BadParameter", Kind::InvalidValue, Class::Other, "another key or version"),
             (400, "BadAnything", Kind::Protocol, Class::Other, ""),
-            (401, "Unauthorized", Kind::NotAuthorized, Class::Revoked, ""),
+            (401, "Unauthorized", Kind::NotAuthorized, Class::Revoked, "azure_key_vault.diagnose"),
             (403, "KeyDisabled", Kind::NotAuthorized, Class::Revoked, "disabled"),
+            (403, "KeyOperationForbidden", Kind::NotAuthorized, Class::Revoked, "key_ops"),
+            (403, "KeyExpired", Kind::NotAuthorized, Class::Revoked, "nbf and exp"),
             (403, "ForbiddenByRbac", Kind::NotAuthorized, Class::Revoked, "Key Vault Crypto Service Encryption User"),
             (403, "ForbiddenByFirewall", Kind::NotAuthorized, Class::Revoked, "network"),
             (404, "KeyNotFound", Kind::NotFound, Class::Revoked, "recovered"),
@@ -224,6 +241,22 @@ mod tests {
             (401, ""),
         ] {
             assert!(!asks(status, challenge), "{status} {challenge}");
+        }
+    }
+
+    #[test]
+    fn the_challenge_names_the_vaults_tenant() {
+        let guid = "3f1b2c4d-0d7a-4b55-8f6e-6a1f0c9d2e10";
+        for (challenge, tenant) in [
+            (
+                r#"Bearer authorization="https://login.windows.net/3f1b2c4d-0d7a-4b55-8f6e-6a1f0c9d2e10", resource="https://vault.azure.net""#,
+                Some(guid),
+            ),
+            (r#"Bearer authorization="https://login.windows.net/common", resource="https://vault.azure.net""#, None),
+            (r#"Bearer authorization="3f1b2c4d-0d7a-4b55-8f6e-6a1f0c9d2e10""#, None),
+            ("Bearer", None),
+        ] {
+            assert_eq!(challenging_tenant(&challenged(401, challenge)).as_deref(), tenant, "{challenge}");
         }
     }
 }
