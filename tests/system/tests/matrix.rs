@@ -22,8 +22,8 @@ const ROLES: [(&str, &str); 9] = [
 ];
 
 /// Identities: `kv` is for Key Vault alone. Accounts: `read` is for reading, `part` for box/out/* alone. Vaults: `shut`
-/// allows no secrets, `mail` the secret of that name.
-const SERVERS: [&str; 9] = ["machine", "app", "kv", "blob", "read", "part", "vault", "shut", "mail"];
+/// allows no secrets, `mail` the secret of that name, `crypt` to use keys and not to read them.
+const SERVERS: [&str; 10] = ["machine", "app", "kv", "blob", "read", "part", "vault", "shut", "mail", "crypt"];
 
 /// Outcome for each role | servers that `$` stands for, one after the other | what follows SELECT, or a COPY. Whatever
 /// is new gets a line. An outcome is the value, `ok` for any, or the SQLSTATE, `-` for 42501: not allowed. Before each
@@ -88,6 +88,29 @@ ok    ok    ok    ok    -     -     -     -     -     | vault            | azure
 -     -     -     -     -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'db-password')
 ok    ok    ok    ok    -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'mail')
 42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.secret('$', 'db-password')
+ok    ok    ok    ok    -     -     -     -     -     | vault            | azure_key_vault.secret_properties('$', 'db-password')
+-     -     -     -     -     -     -     -     -     | shut mail crypt  | azure_key_vault.secret_properties('$', 'db-password')
+ok    ok    ok    ok    -     -     -     -     -     | shut             | azure_key_vault.key('$', 'kek')
+-     -     -     -     -     -     -     -     -     | vault mail crypt | azure_key_vault.key('$', 'kek')
+42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.key('$', 'kek')
+1     1     1     1     -     -     -     -     -     | shut             | count(*) FROM azure_key_vault.key_versions('$', 'kek')
+-     -     -     -     -     -     -     -     -     | vault mail crypt | azure_key_vault.key_versions('$', 'kek')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.wrap_key('$', 'kek', 'x')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.wrap_key('$', 'kek', 'x')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.encrypt('$', 'kek', 'x')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.encrypt('$', 'kek', 'x')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.sign('$', 'kek', sha256('x'))
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.sign('$', 'kek', sha256('x'))
+22023 22023 22023 22023 -     -     -     -     -     | crypt            | azure_key_vault.unwrap_key('$', '{kid}', 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.unwrap_key('$', '{kid}', 'none')
+22023 22023 22023 22023 -     -     -     -     -     | crypt            | azure_key_vault.decrypt('$', '{kid}', 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.decrypt('$', '{kid}', 'none')
+f     f     f     f     -     -     -     -     -     | crypt            | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+t     t     t     t     f     -     -     -     -     | vault shut crypt | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$')
+t     t     t     t     f     -     -     -     -     | shut crypt       | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$', 'kek')
+f     f     f     f     f     -     -     -     -     | vault mail       | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$', 'kek')
 
 1     1     1     1     -     1     -     -     -     | blob read        | COPY t FROM '{in}' WITH (server '$')
 1     1     1     1     -     1     -     -     -     | blob part        | COPY t TO '{out}' WITH (server '$')
@@ -131,6 +154,7 @@ fn world() -> World {
     let world = World::with_storage();
     world.azurite().put("box/in/a.csv", "1\n");
     world.emulator.vault().put(emulator::Secret::new("mail", "x")).unwrap();
+    world.emulator.vault().put_key(emulator::Key::rsa("kek", 2048)).unwrap();
     let mut session = world.session();
     let user = Identity::user("keys").client_id;
     let endpoint = format!("endpoint '{}/{ACCOUNT}', account '{ACCOUNT}', identity 'app'", world.proxy().endpoint());
@@ -146,6 +170,7 @@ fn world() -> World {
         ("vault", "azure_key_vault", format!("{vault}, allow 'secrets'")),
         ("shut", "azure_key_vault", vault.clone()),
         ("mail", "azure_key_vault", format!("{vault}, allow 'secrets', names 'mail'")),
+        ("crypt", "azure_key_vault", format!("{vault}, allow 'wrap,unwrap,encrypt,decrypt,sign,verify'")),
     ];
     let all = format!("{}, {ACCOUNT}", SERVERS.join(", "));
     for (name, wrapper, options) in &servers {
@@ -197,10 +222,13 @@ fn every_role_can_do_through_each_server_what_it_was_granted_and_nothing_else() 
     let mut admin = world.session();
     let mut sessions = ROLES.map(|(role, _)| world.cluster.session_as(role));
     let [source, target] = ["box/in/a.csv", "box/out/a.csv"].map(|path| world.url(path));
+    let vault = world.emulator.vault();
+    let kid = format!("{}/keys/kek/{}", vault.uri(), vault.key_versions("kek")[0]);
     let mut wrong = Vec::new();
     for row in rows() {
         for server in &row.servers {
             let sql = row.sql.replace('$', server).replace("{in}", &source).replace("{out}", &target);
+            let sql = sql.replace("{kid}", &kid);
             for (((role, _), session), expected) in ROLES.iter().zip(&mut sessions).zip(&row.outcomes) {
                 fill(&mut admin);
                 let outcome = outcome(session, &sql);
