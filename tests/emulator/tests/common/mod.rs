@@ -8,6 +8,7 @@
 )]
 
 pub mod python;
+pub mod vault;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
