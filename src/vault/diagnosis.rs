@@ -247,3 +247,93 @@ fn with_tenants(failure: Failure, answer: &Answer, tenant: Option<&str>) -> Fail
         _ => failure,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::diagnosis::Status;
+    use crate::identity::{Cloud, hosts::Hosts};
+    use crate::vault::answer::tests::answer;
+    use serde_json::{Value, json};
+
+    const NOW: i64 = 784_111_777;
+    const KID: &str = "https://payroll.vault.azure.net/keys/kek/0123456789abcdef0123456789abcdef";
+
+    fn access(allow: &str) -> VaultAccess {
+        let options = [("vault_uri", "https://payroll.vault.azure.net"), ("allow", allow), ("names", "k*")];
+        VaultAccess::from_options(options, Cloud::Public, &Hosts::default()).expect("a vault")
+    }
+
+    fn paths(trials: &[Trial]) -> Vec<&str> {
+        trials.iter().map(|trial| trial.request.url.path()).collect()
+    }
+
+    fn told(allow: &str, key: Option<&str>, status: u16, body: Value) -> (Step, Vec<Trial>) {
+        let access = access(allow);
+        let trial = trials(&access, key).expect("trials").remove(0);
+        trial.told(&access, &answer(status, body), None, NOW)
+    }
+
+    #[test]
+    fn only_what_the_server_allows_is_tried() {
+        let keys = format!("/keys/{ABSENT}");
+        let secrets = format!("/secrets/{ABSENT}");
+        assert_eq!(paths(&trials(&access("keys"), None).expect("trials")), [&keys]);
+        assert_eq!(paths(&trials(&access("verify"), None).expect("trials")), [&keys]);
+        assert_eq!(paths(&trials(&access("secrets"), None).expect("trials")), [&secrets]);
+        assert_eq!(paths(&trials(&access("unwrap,secrets"), None).expect("trials")), [&secrets, &keys]);
+        assert_eq!(paths(&trials(&access("sign"), Some("kek")).expect("trials")), ["/keys/kek"]);
+        for (allow, key) in [("secrets", "kek"), ("keys", "other")] {
+            let refused = trials(&access(allow), Some(key)).err().expect("refused");
+            assert_eq!(refused.kind, Kind::Forbidden, "{allow} {key}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_good_news_and_what_is_no_vault_is_not() {
+        let error = |code: &str| json!({"error": {"code": code, "message": "canary"}});
+        for (status, body, expected, hint) in [
+            (404, error("KeyNotFound"), Status::Ok, ""),
+            (200, json!({}), Status::Ok, ""),
+            (404, json!("canary"), Status::Error, "vault_uri"),
+            (404, error("NotFound"), Status::Error, "vault_uri"),
+            (403, error("Forbidden"), Status::Error, "Key Vault Crypto Service Encryption User"),
+            (500, json!(null), Status::Error, ""),
+        ] {
+            let (step, next) = told("keys", None, status, body);
+            assert_eq!((step.name, step.status, next.len()), (KEYS, expected, 0), "{step:?}");
+            assert!(step.hint.as_deref().unwrap_or_default().contains(hint), "{step:?}");
+            assert!(!format!("{step:?}").contains("canary"), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_told_by_its_state_and_what_it_cannot_do_is_not_tried() {
+        let key = |attributes: Value| json!({"key": {"kid": KID, "kty": "EC-HSM"}, "attributes": attributes});
+        for (attributes, status, words) in [
+            (json!({"enabled": true}), Status::Ok, "does not expire"),
+            (json!({"enabled": true, "nbf": NOW, "exp": NOW + 1}), Status::Ok, "in 1 s"),
+            (json!({"enabled": false, "exp": 1}), Status::Error, "is disabled"),
+            (json!({"enabled": true, "exp": NOW}), Status::Error, "has expired"),
+            (json!({"enabled": true, "nbf": NOW + 1}), Status::Error, "is not valid yet"),
+        ] {
+            let (step, next) = told("keys,unwrap,sign,data-keys", Some("kek"), 200, key(attributes));
+            assert_eq!((step.name, step.status, next.len()), (KEY, status, 0), "{step:?}");
+            assert!(step.detail.contains(words) && step.hint.is_some() == (status == Status::Error), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_leads_to_an_address_or_nowhere_or_a_proxy_knows_it() {
+        let found = || Ok(vec!["10.1.2.3".parse().expect("v4"), "2603:1030::1".parse().expect("v6")]);
+        let step = resolved("a.test", found(), false);
+        assert_eq!(step.detail, "\"a.test\" is 10.1.2.3 (private), 2603:1030::1 (public).");
+        for address in ["127.0.0.1", "169.254.1.1", "192.168.0.1", "172.16.0.1", "::1", "fd00::1", "fe80::1"] {
+            assert!(is_private(address.parse().expect(address)), "{address}");
+        }
+        assert!(!is_private("20.1.2.3".parse().expect("v4")));
+        assert_eq!(resolved("a.test", Err("no".into()), true).status, Status::Ok);
+        let lost = resolved("a.test", Err("no".into()), false);
+        assert!(lost.status == Status::Error && lost.hint.is_some(), "{lost:?}");
+    }
+}

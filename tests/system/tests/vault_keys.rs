@@ -135,6 +135,19 @@ fn what_a_vault_tells_of_keys_and_secrets_comes_in_columns() {
     assert_eq!(session.value(properties), "text/pl\u{e4}in|t|7||v\u{e4}lue|t");
     let row = session.value("SELECT p::text FROM azure_key_vault.secret_properties('kv', 's') p");
     assert!(!row.contains("canary"), "{row}");
+    // JSON is UTF-8, the database need not be.
+    session.run("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'");
+    let mut latin = world.cluster.session_in("latin");
+    latin.run("CREATE EXTENSION managed_identity");
+    world.create_servers(&mut latin);
+    let measured = "SELECT octet_length(content_type), octet_length(tags->>'key')
+                    FROM azure_key_vault.secret_properties('vault', 's')";
+    assert_eq!(
+        (latin.value(measured), session.value(&measured.replace("'vault'", "'kv'"))),
+        ("10|5".into(), "11|6".into())
+    );
+    vault.put(Secret::new("euro", "canary").tag("key", "\u{20ac}")).unwrap();
+    assert_eq!(latin.sqlstate("SELECT azure_key_vault.secret_properties('vault', 'euro')"), "22P05");
     for call in ["secret_properties('kv', 'none')", "key('kv', 'none')", "key_versions('kv', 'none')"] {
         let rows = session.try_rows(&format!("SELECT * FROM azure_key_vault.{call}"));
         match rows {
