@@ -5,8 +5,12 @@
 #[path = "vault_keys/common.rs"]
 mod common;
 
-use common::{kid, refused, world};
-use emulator::{Key, Secret};
+use common::{refused, world};
+use emulator::{Key, Secret, VaultService};
+
+fn kid(vault: &VaultService, name: &str, version: &str) -> String {
+    format!("{}/keys/{name}/{version}", vault.uri())
+}
 
 #[test]
 fn a_key_wraps_encrypts_and_signs_by_its_newest_version_and_goes_back_by_the_one_that_did_it() {

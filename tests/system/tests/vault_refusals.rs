@@ -5,7 +5,7 @@
 #[path = "vault_keys/common.rs"]
 mod common;
 
-use common::{kid, refused, world};
+use common::{refused, world};
 use emulator::{Fault, Filter, Key, Reply, Rule};
 use server_tests::{major, wait};
 
@@ -157,7 +157,7 @@ fn calls_are_tried_again_counted_and_ended_as_any_other() {
     vault.faults().add(Rule::new(Fault::HangBeforeHeaders).when(Filter::path("unwrapkey")));
     let mut hanging = world.session();
     let pid = hanging.pid();
-    let kid = kid(vault, "kek", &version);
+    let kid = format!("{}/keys/kek/{version}", vault.uri());
     let hangs =
         std::thread::spawn(move || hanging.sqlstate(&format!("SELECT azure_key_vault.unwrap_key('kv', '{kid}', 'x')")));
     let waits = format!("SELECT coalesce(wait_event, '') FROM pg_stat_activity WHERE pid = {pid}");

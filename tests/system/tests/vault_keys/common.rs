@@ -1,6 +1,5 @@
 //! A world with a vault of keys, and what is said of its refusals.
 
-use emulator::VaultService;
 use server_tests::{Session, World};
 
 /// A world whose server `kv` allows everything.
@@ -12,10 +11,6 @@ pub fn world() -> World {
         world.emulator.vault_uri()
     ));
     world
-}
-
-pub fn kid(vault: &VaultService, name: &str, version: &str) -> String {
-    format!("{}/keys/{name}/{version}", vault.uri())
 }
 
 /// The error's SQLSTATE, and its message, DETAIL and HINT in one text.
