@@ -34,9 +34,43 @@ CREATE VIEW managed_identity.stat_requests AS
 COMMENT ON VIEW managed_identity.stat_requests IS
     'what was asked of Azure since stats_reset, in all databases: requests, and errors of fetches, secrets and COPYs';
 
+-- Data keys, wrapped by a key of a vault and signed by it. Nobody has rights on the tables: the functions read and
+-- write them, and check. Both are dumped: a row is signed with its database's id.
+CREATE TABLE azure_key_vault.data_key_database (
+    id uuid NOT NULL,
+    one boolean DEFAULT true CHECK (one),
+    CONSTRAINT data_key_database_pkey PRIMARY KEY (one)
+);
+COMMENT ON TABLE azure_key_vault.data_key_database IS 'the id that this database''s data keys are signed with';
+CREATE TABLE azure_key_vault.data_key (
+    id uuid CONSTRAINT data_key_pkey PRIMARY KEY,
+    name text COLLATE "C" NOT NULL CHECK (name <> ''),
+    generation integer NOT NULL CHECK (generation > 0),
+    server name NOT NULL,
+    kid text NOT NULL,
+    wrapped bytea NOT NULL,
+    check_value bytea NOT NULL,
+    signature bytea,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    wrapped_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT data_key_name_generation_key UNIQUE (name, generation)
+);
+COMMENT ON TABLE azure_key_vault.data_key IS 'wrapped data keys, a row for each generation; see view data_keys';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON azure_key_vault.data_key
+    FOR EACH STATEMENT EXECUTE FUNCTION azure_key_vault.data_keys_changed();
+ALTER TABLE azure_key_vault.data_key ENABLE ALWAYS TRIGGER changed;
+SELECT pg_extension_config_dump('azure_key_vault.data_key_database', '');
+SELECT pg_extension_config_dump('azure_key_vault.data_key', '');
+
+CREATE VIEW azure_key_vault.data_keys AS
+    SELECT name, vault, kid, generation, state, locked_reason, signed, created_at, rotated_at, last_validated_at
+    FROM azure_key_vault.data_keys();
+COMMENT ON VIEW azure_key_vault.data_keys IS
+    'data keys of the vault servers that the current user may use, all of them for pg_read_all_stats; never a key';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
-GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases TO PUBLIC;
+GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys TO PUBLIC;
 
 -- A token or secret in SQL's hands can go anywhere: each role that may hold one is named by GRANT, and
 -- needs USAGE on the server as well.
@@ -48,6 +82,22 @@ REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.secret_properties(name, text, text) FROM PUBLIC;
+
+-- So can what a key of a vault has done.
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key_versions(name, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.wrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.unwrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.encrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.decrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.sign(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.verify(name, text, bytea, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.diagnose(name, text) FROM PUBLIC;
+
+-- What gives a plaintext away is granted by name; encrypting is not.
+REVOKE EXECUTE ON FUNCTION azure_key_vault.decrypt_value(bytea, bytea), azure_key_vault.decrypt_text(bytea, bytea)
+    FROM PUBLIC;
 
 -- What tells of other roles' work is for those who watch the server.
 REVOKE EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests(), managed_identity.stat_reset()

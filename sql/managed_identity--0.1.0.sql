@@ -5,6 +5,54 @@ CREATE SCHEMA IF NOT EXISTS managed_identity;
 /* </end connected objects> */
 
 /* <begin connected objects> */
+CREATE  FUNCTION managed_identity."stat_reset"() RETURNS void
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'stat_reset_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
+	"version" TEXT,
+	"preloaded" bool,
+	"worker_pid" INT,
+	"source" TEXT,
+	"roots" TEXT,
+	"slots_used" INT,
+	"slots_total" INT,
+	"next_expiry_seconds" bigint
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."forget_tokens"(
+	"resource" TEXT DEFAULT NULL,
+	"identity" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
+	"alias" TEXT,
+	"resource" TEXT,
+	"description" TEXT
+)
+STRICT STABLE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE  FUNCTION managed_identity."cached_tokens"() RETURNS TABLE (
 	"identity" name,
 	"kind" TEXT,
@@ -38,14 +86,25 @@ AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."access_token"(
-	"resource" TEXT,
-	"identity" name DEFAULT NULL,
-	"force_refresh" bool DEFAULT false
-) RETURNS text
+CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'detected_source_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."diagnose"(
+	"resource" TEXT DEFAULT 'storage',
+	"identity" name DEFAULT NULL
+) RETURNS TABLE (
+	"step" TEXT,
+	"status" TEXT,
+	"detail" TEXT,
+	"hint" TEXT
+)
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'access_token_wrapper';
+AS 'MODULE_PATHNAME', 'diagnose_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -56,13 +115,6 @@ CREATE  FUNCTION managed_identity."managed_identity_validator"(
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'detected_source_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -88,91 +140,14 @@ AS 'MODULE_PATHNAME', 'stat_requests_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."forget_tokens"(
-	"resource" TEXT DEFAULT NULL,
-	"identity" name DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."stat_reset"() RETURNS void
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'stat_reset_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
-	"version" TEXT,
-	"preloaded" bool,
-	"worker_pid" INT,
-	"source" TEXT,
-	"roots" TEXT,
-	"slots_used" INT,
-	"slots_total" INT,
-	"next_expiry_seconds" bigint
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'status_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
-	"alias" TEXT,
+CREATE  FUNCTION managed_identity."access_token"(
 	"resource" TEXT,
-	"description" TEXT
-)
-STRICT STABLE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."diagnose"(
-	"resource" TEXT DEFAULT 'storage',
-	"identity" name DEFAULT NULL
-) RETURNS TABLE (
-	"step" TEXT,
-	"status" TEXT,
-	"detail" TEXT,
-	"hint" TEXT
-)
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'diagnose_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
+	"identity" name DEFAULT NULL,
+	"force_refresh" bool DEFAULT false
 ) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+AS 'MODULE_PATHNAME', 'access_token_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -187,6 +162,237 @@ CREATE  FUNCTION azure_storage."azure_storage_validator"(
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."data_keys"() RETURNS TABLE (
+	"name" TEXT,
+	"vault" name,
+	"kid" TEXT,
+	"generation" INT,
+	"state" TEXT,
+	"locked_reason" TEXT,
+	"signed" bool,
+	"created_at" timestamp with time zone,
+	"rotated_at" timestamp with time zone,
+	"last_validated_at" timestamp with time zone
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."lock_data_keys"(
+	"vault" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'lock_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.data_key_of(ciphertext bytea, OUT name text, OUT generation integer) RETURNS record VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'data_key_of_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt_value"(
+	"ciphertext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt_text"(
+	"ciphertext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS text
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_text_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."encrypt_value"(
+	"data_key" TEXT,
+	"plaintext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'encrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."create_data_key"(
+	"name" TEXT,
+	"vault" name,
+	"key" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'create_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.encrypt_text(data_key text, plaintext text, context bytea DEFAULT ''::bytea) RETURNS bytea VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_text_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."revalidate_data_keys"(
+	"vault" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'revalidate_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rewrap_data_keys"(
+	"vault" name DEFAULT NULL,
+	"to_vault" name DEFAULT NULL,
+	"to_key" TEXT DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rewrap_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rotate_data_key"(
+	"name" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault."data_keys_changed"()
+	RETURNS TRIGGER
+	LANGUAGE c
+	AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."unwrap_key"(
+	"vault" name,
+	"kid" TEXT,
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'unwrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.encrypt(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.wrap_key(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'wrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.secret_properties(vault name, name text, version text DEFAULT NULL, OUT id text, OUT content_type text, OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT tags jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'secret_properties_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."diagnose"(
+	"vault" name,
+	"key" TEXT DEFAULT NULL
+) RETURNS TABLE (
+	"step" TEXT,
+	"status" TEXT,
+	"detail" TEXT,
+	"hint" TEXT
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'diagnose_vault_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."key_versions"(
+	"vault" name,
+	"name" TEXT
+) RETURNS TABLE (
+	"kid" TEXT,
+	"enabled" bool,
+	"not_before" timestamp with time zone,
+	"expires_at" timestamp with time zone,
+	"created_at" timestamp with time zone,
+	"updated_at" timestamp with time zone
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'key_versions_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.sign(vault name, key text, digest bytea, algorithm text DEFAULT 'PS256', OUT kid text, OUT signature bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sign_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."verify"(
+	"vault" name,
+	"kid" TEXT,
+	"digest" bytea,
+	"signature" bytea,
+	"algorithm" TEXT DEFAULT 'PS256'
+) RETURNS bool
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt"(
+	"vault" name,
+	"kid" TEXT,
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.key(vault name, name text, version text DEFAULT NULL, OUT kid text, OUT key_type text, OUT key_ops text[], OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT jwk jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'key_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -226,9 +432,43 @@ CREATE VIEW managed_identity.stat_requests AS
 COMMENT ON VIEW managed_identity.stat_requests IS
     'what was asked of Azure since stats_reset, in all databases: requests, and errors of fetches, secrets and COPYs';
 
+-- Data keys, wrapped by a key of a vault and signed by it. Nobody has rights on the tables: the functions read and
+-- write them, and check. Both are dumped: a row is signed with its database's id.
+CREATE TABLE azure_key_vault.data_key_database (
+    id uuid NOT NULL,
+    one boolean DEFAULT true CHECK (one),
+    CONSTRAINT data_key_database_pkey PRIMARY KEY (one)
+);
+COMMENT ON TABLE azure_key_vault.data_key_database IS 'the id that this database''s data keys are signed with';
+CREATE TABLE azure_key_vault.data_key (
+    id uuid CONSTRAINT data_key_pkey PRIMARY KEY,
+    name text COLLATE "C" NOT NULL CHECK (name <> ''),
+    generation integer NOT NULL CHECK (generation > 0),
+    server name NOT NULL,
+    kid text NOT NULL,
+    wrapped bytea NOT NULL,
+    check_value bytea NOT NULL,
+    signature bytea,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    wrapped_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT data_key_name_generation_key UNIQUE (name, generation)
+);
+COMMENT ON TABLE azure_key_vault.data_key IS 'wrapped data keys, a row for each generation; see view data_keys';
+CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON azure_key_vault.data_key
+    FOR EACH STATEMENT EXECUTE FUNCTION azure_key_vault.data_keys_changed();
+ALTER TABLE azure_key_vault.data_key ENABLE ALWAYS TRIGGER changed;
+SELECT pg_extension_config_dump('azure_key_vault.data_key_database', '');
+SELECT pg_extension_config_dump('azure_key_vault.data_key', '');
+
+CREATE VIEW azure_key_vault.data_keys AS
+    SELECT name, vault, kid, generation, state, locked_reason, signed, created_at, rotated_at, last_validated_at
+    FROM azure_key_vault.data_keys();
+COMMENT ON VIEW azure_key_vault.data_keys IS
+    'data keys of the vault servers that the current user may use, all of them for pg_read_all_stats; never a key';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
-GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases TO PUBLIC;
+GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys TO PUBLIC;
 
 -- A token or secret in SQL's hands can go anywhere: each role that may hold one is named by GRANT, and
 -- needs USAGE on the server as well.
@@ -240,6 +480,22 @@ REVOKE EXECUTE ON FUNCTION managed_identity.diagnose(text, name) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION managed_identity.detected_source() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION managed_identity.detected_source() TO pg_monitor;
 REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.secret_properties(name, text, text) FROM PUBLIC;
+
+-- So can what a key of a vault has done.
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key(name, text, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.key_versions(name, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.wrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.unwrap_key(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.encrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.decrypt(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.sign(name, text, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.verify(name, text, bytea, bytea, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION azure_key_vault.diagnose(name, text) FROM PUBLIC;
+
+-- What gives a plaintext away is granted by name; encrypting is not.
+REVOKE EXECUTE ON FUNCTION azure_key_vault.decrypt_value(bytea, bytea), azure_key_vault.decrypt_text(bytea, bytea)
+    FROM PUBLIC;
 
 -- What tells of other roles' work is for those who watch the server.
 REVOKE EXECUTE ON FUNCTION managed_identity.status(), managed_identity.stat_requests(), managed_identity.stat_reset()

@@ -103,7 +103,7 @@ pub async fn ask_anew(
         let request = request()?;
         tries += 1;
         traffic.request();
-        traffic.sent(request.form.as_ref().map_or(0, |form| form.bytes().len()));
+        traffic.sent(request.body.as_ref().map_or(0, |body| body.bytes().len()));
         let outcome = send(options, purpose, request).await;
         if let Ok(answer) = &outcome {
             traffic.received(answer.body.len());
@@ -136,8 +136,8 @@ pub async fn send(options: &Options, purpose: Purpose, request: Request) -> Resu
         Unanswered { failure: unreachable(&authority, &error), obstacle: Obstacle::of(&error), connected }
     };
     let mut built = client.request(request.method, request.url).headers(request.headers);
-    if let Some(form) = request.form {
-        built = built.body(form.bytes());
+    if let Some(body) = request.body {
+        built = built.body(body.bytes());
     }
     let mut response = built.send().await.map_err(lost)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());

@@ -32,6 +32,8 @@ pub enum Kind {
     TooLarge = 12,
     /// A file, thread or other local means failed.
     Local = 13,
+    /// An encrypted value is not what was encrypted.
+    NotAuthentic = 14,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             CorruptData,
             TooLarge,
             Local,
+            NotAuthentic,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)

@@ -4,7 +4,8 @@
 //! handlers run there, and whose shutdown waits for the look-up. Ours runs on a masked thread that
 //! can be abandoned. A literal address never comes here.
 
-use std::net::ToSocketAddrs;
+use std::error::Error;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -22,20 +23,21 @@ pub struct Resolver;
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let permit = ONE_AT_A_TIME.acquire().await?;
-            let (answer, addresses) = tokio::sync::oneshot::channel();
-            let host = name.as_str().to_owned();
-            spawn_masked("mi resolver", move || {
-                let found = (host.as_str(), 0).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
-                drop(permit);
-                // The request may be gone: nobody is left to tell.
-                let _ = answer.send(found);
-            })?;
-            let found = addresses.await?.map_err(NotResolved)?;
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
+        Box::pin(async move { Ok(Box::new(look_up(name.as_str().to_owned()).await?.into_iter()) as Addrs) })
     }
+}
+
+/// The addresses of a host.
+pub async fn look_up(host: String) -> Result<Vec<SocketAddr>, Box<dyn Error + Send + Sync>> {
+    let permit = ONE_AT_A_TIME.acquire().await?;
+    let (answer, addresses) = tokio::sync::oneshot::channel();
+    spawn_masked("mi resolver", move || {
+        let found = (host.as_str(), 0).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
+        drop(permit);
+        // The request may be gone: nobody is left to tell.
+        let _ = answer.send(found);
+    })?;
+    Ok(addresses.await?.map_err(NotResolved)?)
 }
 
 /// The resolver as reqwest takes it.

@@ -3,8 +3,6 @@
 //! Hints of failures are those of the errors, so that a diagnosis and an error say the same; what stands
 //! here is what no error knows, because nothing fails by it.
 
-use std::time::UNIX_EPOCH;
-
 use chrono::DateTime;
 use serde_json::{Map, Value};
 
@@ -74,7 +72,7 @@ impl Step {
         Self { name, status: Status::Error, detail, hint: failure.hint }
     }
 
-    fn warn(self) -> Self {
+    pub fn warn(self) -> Self {
         Self { status: Status::Warn, ..self }
     }
 }
@@ -139,9 +137,15 @@ impl<'s> Asked<'s> {
         })
     }
 
-    /// What was found, at Unix time `now`: which roots are trusted, and what became of the request.
-    pub fn steps(self, trusted: Result<Trusted, Failure>, outcome: Result<Answer, Unanswered>, now: i64) -> Vec<Step> {
-        let theirs = outcome.as_ref().ok().and_then(date);
+    /// What was found, at Unix time `now`: which roots are trusted, and what became of the request. And the token, for
+    /// who goes on with it.
+    pub fn steps(
+        self,
+        trusted: Result<Trusted, Failure>,
+        outcome: Result<Answer, Unanswered>,
+        now: i64,
+    ) -> (Vec<Step>, Option<AccessToken>) {
+        let theirs = outcome.as_ref().ok().and_then(Answer::sent_at);
         let mut steps = Vec::new();
         if let (Source::Federated(federated), Some(assertion)) = (self.source, &self.assertion) {
             // By the authority's clock, so that ours, when it is wrong, does not put the blame on the file.
@@ -149,15 +153,18 @@ impl<'s> Asked<'s> {
         }
         steps.push(roots(trusted));
         let authority = client::authority(&self.request.url);
+        let mut token = None;
         match outcome {
             Err(unanswered) => steps.push(Step::failed(ENDPOINT, self.source.unanswered(unanswered))),
             Ok(answer) => {
                 steps.push(Step::ok(ENDPOINT, format!("\"{authority}\" answers.")));
-                steps.push(clock(theirs, now));
-                steps.extend(answered(self.source, &answer, now));
+                steps.push(clock(CLOCK, theirs, now));
+                let (found, read) = answered(self.source, &answer, now);
+                steps.extend(found);
+                token = read;
             }
         }
-        steps
+        (steps, token)
     }
 }
 
@@ -190,35 +197,30 @@ fn roots(trusted: Result<Trusted, Failure>) -> Step {
     }
 }
 
-/// The answer's own time.
-fn date(answer: &Answer) -> Option<i64> {
-    let date = httpdate::parse_http_date(answer.header("date")?).ok()?;
-    i64::try_from(date.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
-}
-
-fn clock(theirs: Option<i64>, now: i64) -> Step {
+/// This machine's clock beside that of who answered.
+pub fn clock(name: &'static str, theirs: Option<i64>, now: i64) -> Step {
     let Some(theirs) = theirs else {
-        return Step::ok(CLOCK, "The answer has no date to compare this machine's clock with.");
+        return Step::ok(name, "The answer has no date to compare this machine's clock with.");
     };
     let skew = now - theirs;
     if skew.abs() <= SKEW {
-        return Step::ok(CLOCK, "This machine's clock agrees with the answer's date.");
+        return Step::ok(name, "This machine's clock agrees with the answer's date.");
     }
     let side = if skew > 0 { "ahead of" } else { "behind" };
     let detail = format!("This machine's clock is {} s {side} the answer's date.", skew.abs());
-    Step { status: Status::Error, hint: Some(answer::CLOCK.into()), ..Step::ok(CLOCK, detail) }
+    Step { status: Status::Error, hint: Some(answer::CLOCK.into()), ..Step::ok(name, detail) }
 }
 
 /// The answer, and the token in it.
-fn answered(source: &Source, answer: &Answer, now: i64) -> Vec<Step> {
+fn answered(source: &Source, answer: &Answer, now: i64) -> (Vec<Step>, Option<AccessToken>) {
     let fine = Step::ok(ANSWER, "It answered 200 with a token.");
     match source.read(answer, now, 0.0) {
-        Ok(token) => vec![fine, Step::ok(TOKEN, token_detail(&token, now))],
+        Ok(token) => (vec![fine, Step::ok(TOKEN, token_detail(&token, now))], Some(token)),
         // A good answer, for somebody else.
         Err(failure) if answer.status == 200 && failure.kind == Kind::NotAuthorized => {
-            vec![fine, Step::failed(TOKEN, failure)]
+            (vec![fine, Step::failed(TOKEN, failure)], None)
         }
-        Err(failure) => vec![Step::failed(ANSWER, failure)],
+        Err(failure) => (vec![Step::failed(ANSWER, failure)], None),
     }
 }
 
@@ -233,7 +235,8 @@ fn named(claims: &Map<String, Value>, names: &[&str]) -> Vec<String> {
     names.iter().filter_map(text).collect()
 }
 
-fn ending(ends: i64, now: i64) -> String {
+/// When something ends or has ended, for a sentence that starts with what it is.
+pub fn ending(ends: i64, now: i64) -> String {
     let at = DateTime::from_timestamp(ends, 0).map(|at| at.format(" at %Y-%m-%d %H:%M:%S UTC").to_string());
     let at = at.unwrap_or_default();
     if ends > now { format!("ends{at}, in {} s", ends - now) } else { format!("ended{at}, {} s ago", now - ends) }
@@ -280,7 +283,8 @@ mod tests {
     fn steps(source: &Source, outcome: Result<Answer, Unanswered>) -> Vec<(&'static str, &'static str)> {
         let resource = Resource::parse("storage", Cloud::Public).expect("an alias");
         let asked = Asked::new(source, &resource).expect("a request");
-        let steps = asked.steps(Ok(Trusted { told: "some".into(), hint: None }), outcome, NOW);
+        let (steps, token) = asked.steps(Ok(Trusted { told: "some".into(), hint: None }), outcome, NOW);
+        assert_eq!(token.is_some(), steps.iter().any(|step| (step.name, step.status) == (TOKEN, Status::Ok)));
         for step in &steps {
             assert!(step.hint.is_none() || step.status != Status::Ok, "{step:?}");
             assert!(!format!("{step:?}").contains("canary"), "{step:?}");
@@ -354,12 +358,12 @@ mod tests {
             (Some(NOW + SKEW + 1), Status::Error, "301 s behind"),
             (None, Status::Ok, "no date"),
         ] {
-            let step = clock(theirs, NOW);
+            let step = clock(CLOCK, theirs, NOW);
             assert_eq!(step.status, status, "{step:?}");
             assert!(step.detail.contains(word), "{step:?}");
         }
-        assert_eq!(date(&answer(200, "Sun, 06 Nov 1994 08:49:37 GMT", json!(""))), Some(NOW));
-        assert_eq!(date(&answer(200, "soon", json!(""))), None);
+        assert_eq!(answer(200, "Sun, 06 Nov 1994 08:49:37 GMT", json!("")).sent_at(), Some(NOW));
+        assert_eq!(answer(200, "soon", json!("")).sent_at(), None);
     }
 
     #[test]

@@ -281,7 +281,7 @@ mod tests {
             ("client_assertion_type", ASSERTION_TYPE),
             ("client_assertion", "canary"),
         ] {
-            assert_eq!(request.form.as_ref().and_then(|form| form.field(name)).as_deref(), Some(value), "{name}");
+            assert_eq!(request.body.as_ref().and_then(|form| form.field(name)).as_deref(), Some(value), "{name}");
         }
         assert!(!format!("{request:?}").contains("canary"));
         assert_eq!(identity.assertion().expect_err("no file").kind, Kind::Local);

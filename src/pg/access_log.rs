@@ -26,9 +26,25 @@ pub fn token(identity: &CStr, resource: &str) {
 /// A secret was given to SQL.
 pub fn secret(vault: &CStr, name: &str, request_id: Option<&str>) {
     if secrets() {
-        let request = request_id.and_then(code).map_or_else(String::new, |id| format!(", request id {id}"));
-        write(&format!("secret \"{name}\" of server \"{}\"{request}", vault.to_string_lossy()));
+        write(&format!("secret \"{name}\" of server \"{}\"{}", vault.to_string_lossy(), by(request_id)));
     }
+}
+
+/// What a key of a vault has unwrapped or decrypted was given to SQL: one ciphertext can be opened either way.
+pub fn key(vault: &CStr, verb: &str, name: &str, request_id: Option<&str>) {
+    if secrets() {
+        write(&format!("{verb} by key \"{name}\" of server \"{}\"{}", vault.to_string_lossy(), by(request_id)));
+    }
+}
+
+/// The vault's own name of a request.
+fn by(request_id: Option<&str>) -> String {
+    request_id.and_then(code).map_or_else(String::new, |id| format!(", request id {id}"))
+}
+
+/// A data key was used, for the first time in this transaction.
+pub fn data_key(vault: &CStr, name: &str) {
+    write(&format!("data key \"{name}\" of server \"{}\"", vault.to_string_lossy()));
 }
 
 /// A COPY by URL has succeeded.

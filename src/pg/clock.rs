@@ -22,8 +22,9 @@ pub fn jitter() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| f64::from(since.subsec_micros() % 1000) / 1000.0)
 }
 
-/// Unix seconds as SQL shows them; `None` for 0, which stands for "never".
+/// Unix seconds as SQL shows them; `None` for 0, which stands for "never", and for what no timestamp can be.
 pub fn timestamp(seconds: i64) -> Option<TimestampWithTimeZone> {
     const POSTGRES_EPOCH: i64 = (pg_sys::POSTGRES_EPOCH_JDATE as i64 - pg_sys::UNIX_EPOCH_JDATE as i64) * 86_400;
-    (seconds != 0).then(|| TimestampWithTimeZone::try_from((seconds - POSTGRES_EPOCH) * 1_000_000).ok())?
+    let microseconds = seconds.checked_sub(POSTGRES_EPOCH)?.checked_mul(1_000_000)?;
+    (seconds != 0).then(|| TimestampWithTimeZone::try_from(microseconds).ok())?
 }

@@ -16,6 +16,17 @@ pub fn has_usage(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
     result == pg_sys::AclResult::ACLCHECK_OK
 }
 
+/// Whether `role` owns a foreign server, or has the rights of who does.
+pub fn owns_server(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    #[cfg(feature = "pg15")]
+    // SAFETY: reads the syscache; both arguments are plain values.
+    let owns = unsafe { pg_sys::pg_foreign_server_ownercheck(server, role) };
+    #[cfg(not(feature = "pg15"))]
+    // SAFETY: as above.
+    let owns = unsafe { pg_sys::object_ownercheck(pg_sys::ForeignServerRelationId, server, role) };
+    owns
+}
+
 /// Functions of core as they are: not bound by pgrx, or bound as what cannot be a signal handler.
 mod server {
     #![allow(non_snake_case)]

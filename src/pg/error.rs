@@ -22,6 +22,7 @@ fn sqlstate(kind: Kind) -> PgSqlErrorCode {
         Kind::CorruptData => ERRCODE_BAD_COPY_FILE_FORMAT,
         Kind::TooLarge => ERRCODE_PROGRAM_LIMIT_EXCEEDED,
         Kind::Local => ERRCODE_SYSTEM_ERROR,
+        Kind::NotAuthentic => ERRCODE_DATA_EXCEPTION,
     }
 }
 

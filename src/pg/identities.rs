@@ -80,16 +80,9 @@ fn oid_of(given: Option<&CStr>) -> (pg_sys::Oid, CString) {
 fn identity_for(name: Option<&CStr>, role: pg_sys::Oid, borrower: Option<&Server>) -> Rc<KnownIdentity> {
     let (oid, name) = oid_of(name);
     if !compat::has_usage(oid, role) {
-        let denied = servers::denied(&name);
         raise(match borrower {
-            None => denied,
-            // Whoever asks needs no right on the identity, and should not be given one.
-            Some(server) => denied
-                .detail(format!(
-                    "Server \"{}\" uses this identity, and its owner must have USAGE on it.",
-                    server.display()
-                ))
-                .hint(servers::grant_hint(&name, Some(server.owner))),
+            None => servers::denied(&name),
+            Some(server) => owner_denied(&name, server),
         });
     }
     identity_of(oid, &name)
@@ -106,6 +99,30 @@ pub fn own_server(name: Option<&CStr>) -> Result<Server, Failure> {
     Ok(server)
 }
 
+/// The identity server that a storage or vault server borrows, for a diagnosis: that its owner may not use it is a
+/// value.
+pub fn borrowed_server(server: &Server) -> Result<Server, Failure> {
+    let (oid, name) = oid_of(named_by(server).as_deref());
+    if !compat::has_usage(oid, server.owner) {
+        return Err(owner_denied(&name, server));
+    }
+    let identity = servers::of(oid, &name, Wrapper::Identity);
+    identity.refuse_changed_member();
+    Ok(identity)
+}
+
+/// What option `identity` says.
+fn named_by(server: &Server) -> Option<CString> {
+    server.option("identity").map(|name| CString::new(name).unwrap_or_default())
+}
+
+/// 42501. Whoever asks needs no right on the identity, and should not be given one.
+fn owner_denied(name: &CStr, server: &Server) -> Failure {
+    servers::denied(name)
+        .detail(format!("Server \"{}\" uses this identity, and its owner must have USAGE on it.", server.display()))
+        .hint(servers::grant_hint(name, Some(server.owner)))
+}
+
 /// The identity that the current user names, with USAGE checked.
 pub fn own(name: Option<&CStr>) -> Rc<KnownIdentity> {
     identity_for(name, servers::current_user(), None)
@@ -114,8 +131,7 @@ pub fn own(name: Option<&CStr>) -> Rc<KnownIdentity> {
 /// The identity that a storage or vault server borrows from its owner, as a view borrows its owner's
 /// rights on tables.
 pub fn borrowed(server: &Server, resource: &Resource) -> Rc<KnownIdentity> {
-    let name = server.option("identity").map(|name| CString::new(name).unwrap_or_default());
-    let identity = identity_for(name.as_deref(), server.owner, Some(server));
+    let identity = identity_for(named_by(server).as_deref(), server.owner, Some(server));
     if !identity.identity.allows(resource) {
         Err(tokens::outside_resources(&identity.name)).or_raise()
     }

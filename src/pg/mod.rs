@@ -4,10 +4,12 @@
 #![deny(ffi_unwind_calls)]
 
 pub mod access_log;
+pub mod bytes;
 pub mod cache;
 pub mod clock;
 pub mod compat;
 pub mod copy;
+pub mod data_keys;
 pub mod diagnose;
 pub mod error;
 pub mod flight;
@@ -25,6 +27,8 @@ pub mod storage;
 pub mod text;
 pub mod tokens;
 pub mod vault;
+pub mod vault_calls;
+pub mod vault_diagnose;
 pub mod worker;
 
 /// What `_PG_init` does.
@@ -33,6 +37,7 @@ pub fn init() {
     // SAFETY: a plain global, set before any library is loaded.
     if unsafe { pgrx::pg_sys::process_shared_preload_libraries_in_progress } {
         cache::request();
+        data_keys::request();
         stats::init();
         worker::register();
     }

@@ -34,7 +34,10 @@ const IDENTITY: Accepted = Accepted {
 };
 const STORAGE: Accepted =
     Accepted { names: &["account", "identity", "endpoint", "access", "locations"], check: storage_option };
-const VAULT: Accepted = Accepted { names: &["vault_uri", "identity", "allow", "names"], check: vault_option };
+const VAULT: Accepted = Accepted {
+    names: &["vault_uri", "identity", "api_version", "allow", "names", "unsigned_keys"],
+    check: vault_option,
+};
 
 pub fn validate_identity(options: &[(String, String)], catalog: pg_sys::Oid) {
     validate(&IDENTITY, options, catalog);
@@ -77,13 +80,17 @@ fn validate(accepted: &Accepted, options: &[(String, String)], catalog: pg_sys::
     }
 }
 
+fn superuser_only(name: &str) -> Failure {
+    Failure::new(Kind::Forbidden, format!("permission denied to set option \"{name}\""))
+        .detail("Only a superuser may create or alter a server that ends with this option present.")
+}
+
 fn identity_option(name: &str, value: &str) -> Result<(), Failure> {
     // SAFETY: a plain read.
     let superuser = unsafe { pg_sys::superuser() };
     if !superuser && matches!(name, "token_file" | "authority" | "source") {
         // They say which of the server's files is read, where it is sent, and whom this machine asks.
-        return Err(Failure::new(Kind::Forbidden, format!("permission denied to set option \"{name}\""))
-            .detail("Only a superuser may create or alter a server that ends with this option present."));
+        return Err(superuser_only(name));
     }
     Identity::from_options([(name, value)], settings::cloud()).map(|_| ())
 }
@@ -116,6 +123,11 @@ fn storage_option(name: &str, value: &str) -> Result<(), Failure> {
 fn vault_option(name: &str, value: &str) -> Result<(), Failure> {
     if name == "identity" {
         return server_name(value);
+    }
+    // SAFETY: a plain read.
+    if name == "unsigned_keys" && !unsafe { pg_sys::superuser() } {
+        // Whoever can write the table of data keys could plant one.
+        return Err(superuser_only(name));
     }
     let (cloud, hosts) = (settings::cloud(), settings::current().key_vault_hosts.clone());
     if name == "vault_uri" {

@@ -185,7 +185,7 @@ pub fn init() {
     GucRegistry::define_enum_guc(
         c"managed_identity.log_access",
         c"What the server's log tells of the use of identities.",
-        c"\"secrets\": each raw token and each secret that SQL was given; \"all\": each COPY by URL, too.",
+        c"\"secrets\": each raw token, secret and unwrapped value that SQL was given; \"all\": each COPY by URL, too.",
         &LOG_ACCESS,
         GucContext::Suset,
         none,
@@ -231,6 +231,7 @@ pub fn init() {
             none,
         );
     }
+    super::data_keys::settings::init();
     // SAFETY: a literal C string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"managed_identity".as_ptr()) };
 }

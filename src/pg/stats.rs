@@ -35,10 +35,31 @@ pub enum Operation {
     ReadBlob = 2,
     WriteBlob = 3,
     Secret = 4,
+    Key = 5,
+    KeyVersions = 6,
+    Wrap = 7,
+    Unwrap = 8,
+    Encrypt = 9,
+    Decrypt = 10,
+    Sign = 11,
+    Verify = 12,
 }
 
 impl Operation {
-    const ALL: [Self; 4] = [Self::Token, Self::ReadBlob, Self::WriteBlob, Self::Secret];
+    const ALL: [Self; 12] = [
+        Self::Token,
+        Self::ReadBlob,
+        Self::WriteBlob,
+        Self::Secret,
+        Self::Key,
+        Self::KeyVersions,
+        Self::Wrap,
+        Self::Unwrap,
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Sign,
+        Self::Verify,
+    ];
 
     /// As the view shows it: the server's wrapper, and the operation.
     fn shown(self) -> (&'static str, &'static str) {
@@ -47,6 +68,14 @@ impl Operation {
             Self::ReadBlob => ("azure_storage", "get"),
             Self::WriteBlob => ("azure_storage", "put"),
             Self::Secret => ("azure_key_vault", "secret"),
+            Self::Key => ("azure_key_vault", "key"),
+            Self::KeyVersions => ("azure_key_vault", "versions"),
+            Self::Wrap => ("azure_key_vault", "wrap"),
+            Self::Unwrap => ("azure_key_vault", "unwrap"),
+            Self::Encrypt => ("azure_key_vault", "encrypt"),
+            Self::Decrypt => ("azure_key_vault", "decrypt"),
+            Self::Sign => ("azure_key_vault", "sign"),
+            Self::Verify => ("azure_key_vault", "verify"),
         }
     }
 
@@ -56,7 +85,15 @@ impl Operation {
             Self::Token => Event::Token,
             Self::ReadBlob => Event::StorageRead,
             Self::WriteBlob => Event::StorageWrite,
-            Self::Secret => Event::KeyVault,
+            Self::Secret
+            | Self::Key
+            | Self::KeyVersions
+            | Self::Wrap
+            | Self::Unwrap
+            | Self::Encrypt
+            | Self::Decrypt
+            | Self::Sign
+            | Self::Verify => Event::KeyVault,
         }
     }
 }

@@ -11,7 +11,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::error::{OrRaise, error, tell};
-use super::flight::{self, Asked, Refusal};
+use super::flight::{self, Asked, Refusal, Served};
 use super::identities::{self, KnownIdentity};
 use super::stats::{Operation, Tally};
 use super::{access_log, cache, clock, servers, settings};
@@ -46,9 +46,9 @@ thread_local! {
 }
 
 /// SHA-256, as keys of the cache are made.
-pub fn digest(text: &str) -> [u8; 32] {
+pub fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
     let mut key = [0; 32];
-    key.copy_from_slice(hash(&SHA256, text.as_bytes()).as_ref());
+    key.copy_from_slice(hash(&SHA256, text.as_ref()).as_ref());
     key
 }
 
@@ -94,6 +94,12 @@ pub fn for_identity(identity: &KnownIdentity, resource: &Resource) -> AccessToke
     with(identity, resource.as_str(), || resource.clone(), false, AccessToken::clone)
 }
 
+/// The same, fetched after this call where that can be: for a service that refuses the token it was shown.
+pub fn renewed(identity: &KnownIdentity, resource: &Resource) -> AccessToken {
+    let changes = (servers::catalog_changes(), settings::changes());
+    acquire(identity, resource.as_str(), resource, true, changes).token
+}
+
 /// Whether the current user is given this session's copy for the first time: one token is one line in
 /// the log for each role, however often a statement asks for it. Without a copy every call is one.
 fn is_new_to_user(identity: &KnownIdentity, written: &str) -> bool {
@@ -128,21 +134,22 @@ fn with<R>(
         });
         return match (warm, use_it) {
             (Some(result), _) => result,
-            (None, Some(use_it)) => use_it(&acquire(identity, written, &parsed(), false, (catalog, set))),
+            (None, Some(use_it)) => use_it(&acquire(identity, written, &parsed(), false, (catalog, set)).token),
             (None, None) => unreachable!("the closure is taken only where it is called"),
         };
     }
-    use_it(&acquire(identity, written, &parsed(), true, (catalog, set)))
+    let served = acquire(identity, written, &parsed(), true, (catalog, set));
+    if served.not_forced {
+        let report =
+            ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, "the cached token is returned", "")
+                .set_detail("It was fetched a moment ago, or the endpoint cannot be asked just now.");
+        tell(report, PgLogLevel::NOTICE);
+    }
+    use_it(&served.token)
 }
 
 /// From the shared cache or the endpoint; keeps a copy.
-fn acquire(
-    identity: &KnownIdentity,
-    written: &str,
-    resource: &Resource,
-    force: bool,
-    changes: (u64, u64),
-) -> AccessToken {
+fn acquire(identity: &KnownIdentity, written: &str, resource: &Resource, force: bool, changes: (u64, u64)) -> Served {
     if !identity.identity.allows(resource) {
         Err(outside_resources(&identity.name)).or_raise()
     }
@@ -161,12 +168,6 @@ fn acquire(
     let served = flight::token(&asked, force, |left| fetch(source, resource, &options, left, tally.traffic()));
     let served = tally.judged(served).or_raise();
     drop(tally);
-    if served.not_forced {
-        let report =
-            ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, "the cached token is returned", "")
-                .set_detail("It was fetched a moment ago, or the endpoint cannot be asked just now.");
-        tell(report, PgLogLevel::NOTICE);
-    }
     say_if_not_shared();
     MY_COPIES.with_borrow_mut(|copies| {
         copies.retain(|copy| !(copy.server == identity.oid && copy.resource == written));
@@ -190,7 +191,7 @@ fn acquire(
             });
         }
     });
-    served.token
+    served
 }
 
 /// Once per session: every session fetches for itself when the library was not preloaded.

@@ -7,6 +7,7 @@
 //! each slot waits for itself, longer after each failure, while its token is served as long as it lives.
 
 use std::ffi::c_int;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,6 +17,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::cache::{self, Locked, Wanted};
+use super::data_keys::probe;
 use super::error::tell;
 use super::flight::{self, Lead, Refusal};
 use super::stats::{Operation, Tally};
@@ -35,6 +37,12 @@ const LONGEST_PAUSE: i64 = 60_000;
 const START: i64 = 10_000;
 /// Requests at the same time.
 const TOGETHER: usize = 16;
+
+/// What has ended.
+enum Done {
+    Token(Due, Option<Result<AccessToken, Refusal>>),
+    VaultKey(probe::Due, Result<(), Failure>),
+}
 
 /// Registers the worker; only while the library is preloaded.
 pub fn register() {
@@ -99,29 +107,41 @@ pub extern "C-unwind" fn managed_identity_renewal(_argument: pg_sys::Datum) {
     // SAFETY: once, and first of all. To no database, as the launcher of logical replication: no catalog is read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::InvalidOid, pg_sys::InvalidOid, 0) };
     announce();
-    let mut running = FuturesUnordered::new();
+    let mut running: FuturesUnordered<Pin<Box<dyn Future<Output = Done>>>> = FuturesUnordered::new();
     loop {
-        let (due, next) = take_due(TOGETHER - running.len());
-        for due in due {
+        let (tokens, next) = take_due(TOGETHER - running.len());
+        for due in tokens {
             match request_of(&due.wanted) {
                 Ok((source, resource, options)) => {
                     let left = settings::acquire_timeout();
                     let traffic = due.tally.traffic().clone();
-                    running.push(async move {
+                    running.push(Box::pin(async move {
                         let fetch = tokens::fetch(&source, &resource, &options, left, &traffic);
                         let outcome = flight::within(left, fetch).await;
-                        (due, outcome)
-                    });
+                        Done::Token(due, outcome)
+                    }));
                 }
                 Err(stale) => postpone(due, stale),
+            }
+        }
+        let (vault_keys, next) = probe::take_due(TOGETHER - running.len(), next);
+        for due in vault_keys {
+            match probe::prepare(&due) {
+                Ok(prepared) => running.push(Box::pin(async move {
+                    let (due, outcome) = probe::probe(prepared, due).await;
+                    Done::VaultKey(due, outcome)
+                })),
+                Err(failure) => probe::conclude(&due, Err(failure)),
             }
         }
         if running.is_empty() {
             sleep(next);
         } else {
             let pause = Duration::from_millis(next.clamp(1, 1_000).unsigned_abs());
-            if let Some(Some((due, outcome))) = interrupts::wait(flight::within(pause, running.next())) {
-                conclude(due, outcome);
+            match interrupts::wait(flight::within(pause, running.next())) {
+                Some(Some(Done::Token(due, outcome))) => conclude(due, outcome),
+                Some(Some(Done::VaultKey(due, outcome))) => probe::conclude(&due, outcome),
+                _ => {}
             }
         }
         compat::reload_if_asked();

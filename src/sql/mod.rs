@@ -4,4 +4,5 @@
 
 mod azure_key_vault;
 mod azure_storage;
+mod data_keys;
 mod managed_identity;

@@ -1,4 +1,15 @@
-//! Key Vault's requests and answers. Nothing here sends.
+//! Key Vault's requests and answers, and what is encrypted under its keys. Nothing here sends.
 
 pub mod access;
+pub mod algorithm;
+pub mod answer;
+pub mod diagnosis;
+pub mod envelope;
+pub mod key;
+pub mod kid;
+pub mod operation;
+pub mod record;
+pub mod refusal;
 pub mod secret;
+pub mod versions;
+pub mod watch;

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use pgrx::prelude::*;
 
 pub use memory::{Renewer, attach, condition, is_shared, is_started_by_sessions, request};
-pub use slot::{Slot, Text, Wanted};
+pub use slot::{KeptFailure, Slot, Text, Wanted};
 
 use crate::token::AccessToken;
 use crate::token::pool::{self, Chunk};

@@ -4,7 +4,7 @@ use crate::entra::EntraService;
 use crate::identity::{Identity, IdentityService};
 use crate::issuer::{Issuer, IssuerService};
 use crate::proxy::Proxy;
-use crate::vault::{AUDIENCE, Secret, VaultConfig, VaultService};
+use crate::vault::{AUDIENCE, Key, Secret, VaultConfig, VaultService};
 use crate::{Error, Pki};
 
 /// The tenant of a [`Config`] that names none.
@@ -16,6 +16,7 @@ pub struct Config {
     pub tenant: String,
     pub identities: Vec<Identity>,
     pub secrets: Vec<Secret>,
+    pub keys: Vec<Key>,
     pub ports: Ports,
 }
 
@@ -35,6 +36,7 @@ impl Config {
             tenant: TENANT.to_owned(),
             identities: vec![Identity::system()],
             secrets: Vec::new(),
+            keys: Vec::new(),
             ports: Ports::default(),
         }
     }
@@ -60,6 +62,7 @@ impl Emulator {
             jwks_uri: documents.jwks_uri(),
             audience: AUDIENCE.to_owned(),
             secrets: config.secrets,
+            keys: config.keys,
             port: config.ports.vault,
         })?;
         Ok(Self { pki: config.pki, issuer, documents, identity, vault })
@@ -98,6 +101,24 @@ impl Emulator {
 
     pub fn vault(&self) -> &VaultService {
         &self.vault
+    }
+
+    /// One more vault of the same tenant, empty; with [`crate::HSM_AUDIENCE`] it takes a managed HSM's tokens.
+    pub fn another_vault(&self, audience: &str) -> Result<VaultService, Error> {
+        VaultService::start(VaultConfig {
+            pki: self.pki.clone(),
+            tenant: self.issuer.tenant().to_owned(),
+            jwks_uri: self.documents.jwks_uri(),
+            audience: audience.to_owned(),
+            secrets: Vec::new(),
+            keys: Vec::new(),
+            port: 0,
+        })
+    }
+
+    /// From now on the vault answers every token that was issued so far with a challenge for a newer one.
+    pub fn require_new_tokens(&self) {
+        self.vault.revoke_tokens(self.issuer.issued_tokens());
     }
 
     /// A proxy before `upstream` (`https://host:port`), trusting this emulator's authority alone.

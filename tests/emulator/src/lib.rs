@@ -60,4 +60,7 @@ pub use log::{Counters, Ending, Entry, IdentityCount, Log, State};
 pub use pki::{CA_CERTIFICATE, CA_KEY, LEAF_CERTIFICATE, LEAF_KEY, Leaf, Pki};
 pub use proxy::Proxy;
 pub use tunnels::Tunnels;
-pub use vault::{AUDIENCE, Secret, SecretAttributes, VaultConfig, VaultService};
+pub use vault::{
+    ANYONE, AUDIENCE, Attributes, HSM_AUDIENCE, Key, KeyType, Network, Secret, VaultConfig, VaultOperation,
+    VaultService,
+};

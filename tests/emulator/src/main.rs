@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use emulator::{
-    CA_CERTIFICATE, Config, Control, Emulator, Identity, LEAF_CERTIFICATE, LEAF_KEY, Pki, Ports, Proxy, Secret,
-};
+use emulator::{CA_CERTIFICATE, Config, Control, Emulator, Identity, LEAF_CERTIFICATE, LEAF_KEY, Pki, Ports, Proxy};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -61,6 +60,9 @@ struct Serve {
     /// A JSON array of secrets: [{"name": "db", "value": "..."}]
     #[arg(long, value_name = "FILE")]
     secrets: Option<PathBuf>,
+    /// A JSON array of keys: [{"name": "kek", "kty": "RSA", "key_size": 3072}]
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     /// Seconds that tokens live
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     token_life: i64,
@@ -104,15 +106,19 @@ impl Serve {
         let system = (!self.no_system_assigned).then(Identity::system);
         let user = self.user_assigned.iter().map(|name| Identity::user(name));
         config.identities = system.into_iter().chain(user).collect();
-        if let Some(file) = &self.secrets {
-            let about = |error: &dyn Error| format!("{}: {error}", file.display());
-            let text = fs::read(file).map_err(|error| about(&error))?;
-            let secrets: Result<Vec<Secret>, _> = serde_json::from_slice(&text);
-            config.secrets = secrets.map_err(|error| about(&error))?;
-        }
+        config.secrets = array(self.secrets.as_deref())?;
+        config.keys = array(self.keys.as_deref())?;
         config.ports = Ports { identity: self.identity_port, issuer: self.issuer_port, vault: self.vault_port };
         Ok(config)
     }
+}
+
+/// What the file lists; nothing without a file.
+fn array<T: DeserializeOwned>(file: Option<&Path>) -> Result<Vec<T>, Box<dyn Error>> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let about = |error: &dyn Error| format!("{}: {error}", file.display());
+    let text = fs::read(file).map_err(|error| about(&error))?;
+    Ok(serde_json::from_slice(&text).map_err(|error| about(&error))?)
 }
 
 fn certificates(dir: &Path) -> Value {

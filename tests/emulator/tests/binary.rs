@@ -23,11 +23,15 @@ impl Running {
         let secrets = dir.join("secrets.json");
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(&secrets, r#"[{"name": "db", "value": "hunter2", "tags": {"a": "b"}}]"#).unwrap();
+        let keys = dir.join("keys.json");
+        std::fs::write(&keys, r#"[{"name": "kek", "kty": "RSA", "key_size": 2048, "tags": {"a": "b"}}]"#).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_emulator"))
             .args(["serve", "--user-assigned", "keys", "--state-dir"])
             .arg(&dir)
             .arg("--secrets")
             .arg(&secrets)
+            .arg("--keys")
+            .arg(&keys)
             .args(more)
             .stdout(Stdio::piped())
             .spawn()
@@ -119,6 +123,64 @@ fn it_serves_and_is_controlled() {
     let (_, all) = running.control("identities", json!({"user_assigned": ["other"]}));
     assert_eq!(all[0]["client_id"], Identity::user("other").client_id);
     assert_eq!(running.ask(STORAGE).json()["client_id"], all[0]["client_id"]);
+}
+
+#[test]
+fn its_keys_are_controlled() {
+    let running = Running::start("keys", &[]);
+    let pki = Pki::load(&running.dir).unwrap();
+    let token = || running.ask(VAULT).json()["access_token"].as_str().unwrap().to_owned();
+    let of = |token: &str, method: &str, path: &str, body: &[u8]| {
+        let url = format!("{}/keys/{path}?api-version=7.6", running.endpoint("vault_uri"));
+        let bearer = format!("Bearer {token}");
+        let answer = send(Some(&pki), method, &url, &[("authorization", &bearer)], body);
+        let error = answer.json()["error"].clone();
+        let code = error["innererror"]["code"].as_str().or(error["code"].as_str());
+        (answer.status, code.unwrap_or_default().to_owned())
+    };
+    let first = token();
+    let get = |name: &str| of(&first, "GET", name, b"");
+    let wrap = || of(&first, "POST", "kek//wrapkey", br#"{"alg": "RSA-OAEP-256", "value": "AAAA"}"#);
+    let told = |command: &str, body: Value| assert_eq!(running.control(command, body).0, 200, "{command}");
+    let is = |code: u16, name: &str| (code, name.to_owned());
+    assert_eq!((get("kek"), wrap()), (is(200, ""), is(200, "")));
+
+    let (status, versions) = running.control("keys", json!([{"name": "ec", "kty": "EC"}, {"name": "kek"}]));
+    assert_eq!((status, versions.as_array().unwrap().len()), (200, 2));
+    assert_eq!(get(&format!("kek/{}", versions[1].as_str().unwrap())), is(200, ""));
+    told("change_key", json!({"name": "kek", "enabled": false}));
+    assert_eq!(wrap(), is(403, "KeyDisabled"));
+    told("show_disabled_keys", json!({"show": false}));
+    assert_eq!(get("kek"), is(403, "KeyDisabled"));
+    told("change_key", json!({"name": "kek", "version": versions[1], "enabled": true, "exp": 1}));
+    assert_eq!((get("kek"), wrap()), (is(200, ""), is(403, "KeyExpired")));
+    told("change_key", json!({"name": "kek", "exp": null}));
+    assert_eq!(wrap(), is(200, ""));
+    told("delete_key", json!({"name": "kek"}));
+    assert_eq!(get("kek"), is(404, "KeyNotFound"));
+    told("recover_key", json!({"name": "kek"}));
+    let denial = json!({"identity": Identity::system().object_id, "operations": ["wrapKey", "readKey"]});
+    told("deny", denial.clone());
+    assert_eq!((get("kek"), wrap()), (is(403, "ForbiddenByRbac"), is(403, "ForbiddenByRbac")));
+    told("allow_again", denial);
+    told("network", json!({"network": "firewall"}));
+    assert_eq!(get("kek"), is(403, "ForbiddenByFirewall"));
+    told("network", json!({"network": "open"}));
+    told("require_new_tokens", Value::Object(serde_json::Map::new()));
+    assert_eq!((get("kek").0, of(&token(), "GET", "kek", b"").0), (401, 200));
+    told("delete_key", json!({"name": "kek"}));
+    told("purge_key", json!({"name": "kek"}));
+    for (command, body) in [
+        ("recover_key", json!({"name": "kek"})),
+        ("delete_key", json!({"name": "nope"})),
+        ("change_key", json!({"name": "nope", "enabled": false})),
+        ("change_key", json!({"name": "ec", "disabled": true})),
+        ("keys", json!({"name": "odd", "key_size": 2049})),
+        ("deny", json!({"identity": "*", "operations": ["rotate"]})),
+        ("network", json!({"network": "ajar"})),
+    ] {
+        assert_eq!(running.control(command, body).0, 400, "{command}");
+    }
 }
 
 #[test]

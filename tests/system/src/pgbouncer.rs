@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::cluster::{run, shared_folder};
+use crate::cluster::{shared_folder, successful};
 use crate::programs::as_server;
 use crate::{Cluster, Session, given, wait};
 
@@ -38,8 +38,8 @@ impl PgBouncer {
         );
         let path = bouncer.dir.path().join("pgbouncer.ini");
         fs::write(&path, conf.replace("             ", "")).expect("a file");
-        run(as_server(given("MI_PGBOUNCER")).args(["-q", "-d"]).arg(path));
-        // The socket is there a moment before anybody listens.
+        successful(as_server(given("MI_PGBOUNCER")).args(["-q", "-d"]).arg(path));
+        // The socket's file is there before anybody listens at it.
         wait::until("PgBouncer listens", || UnixStream::connect(bouncer.dir.path().join(".s.PGSQL.5432")).is_ok());
         bouncer
     }

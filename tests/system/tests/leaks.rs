@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use emulator::{Fault, Filter, Pki, Refuses, Reply, Rule, Secret, TlsNeverAnswers};
+use emulator::{Fault, Filter, Key, Pki, Refuses, Reply, Rule, Secret, TlsNeverAnswers};
 use postgres::NoTls;
 use server_tests::wait::LONG;
 use server_tests::{ACCOUNT, Options, Session, World};
@@ -157,9 +157,18 @@ fn stage() -> Stage {
     let stage = Stage { world: World::with_storage_and(talkative()), canary: canary("value"), heard: Mutex::default() };
     stage.world.emulator.vault().put(Secret::new("secret", &stage.canary)).unwrap();
     stage.world.azurite().put("box/good.csv", "1\n2\n");
-    stage.session().run("CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
+    stage.world.emulator.vault().put_key(Key::rsa("kek", 2048)).unwrap();
+    stage.session().run(
+        "CREATE TABLE t (a int); INSERT INTO t VALUES (1);
+         ALTER SERVER vault OPTIONS (SET allow 'secrets,keys,wrap,unwrap,encrypt,decrypt')",
+    );
     stage
 }
+
+/// A secret, and the same wrapped by a key of its vault.
+const SECRET: &str = "convert_to(azure_key_vault.secret('vault', 'secret'), 'UTF8')";
+const WRAPPED: &str =
+    "azure_key_vault.wrap_key('vault', 'kek', convert_to(azure_key_vault.secret('vault', 'secret'), 'UTF8'))";
 
 /// Tokens and secrets pass through SQL without being any statement's result.
 fn successes(stage: &Stage) {
@@ -174,12 +183,22 @@ fn successes(stage: &Stage) {
         "SELECT * FROM managed_identity.diagnose('key-vault', 'keys')".into(),
         "DO $$ BEGIN PERFORM managed_identity.authorization_header('key-vault', 'keys'); END $$".into(),
         "DO $$ DECLARE s text := azure_key_vault.secret('vault', 'secret'); BEGIN PERFORM length(s); END $$".into(),
+        "DO $$ BEGIN PERFORM azure_key_vault.secret_properties('vault', 'secret'); END $$".into(),
+        format!(
+            "DO $$ BEGIN PERFORM length(azure_key_vault.unwrap_key('vault', kid, ciphertext)) FROM {WRAPPED}; END $$"
+        ),
+        format!("DO $$ BEGIN PERFORM length(azure_key_vault.decrypt('vault', kid, ciphertext)) FROM {WRAPPED}; END $$"),
+        "SELECT * FROM azure_key_vault.diagnose('vault', 'kek')".into(),
     ] {
         stage.works(&mut session, &sql);
     }
     // An error elsewhere in a statement that holds them.
     stage.fails(&mut session, "SELECT length(azure_key_vault.secret('vault', 'secret')) / (random() * 0)::int");
     stage.fails(&mut session, "SELECT length(managed_identity.access_token('storage')) / (random() * 0)::int");
+    let unwrapped = "length(azure_key_vault.unwrap_key('vault', kid, ciphertext))";
+    stage.fails(&mut session, &format!("SELECT {unwrapped} / (random() * 0)::int FROM {WRAPPED}"));
+    // The plaintext has another key's length.
+    stage.fails(&mut session, &format!("SELECT azure_key_vault.unwrap_key('vault', kid, {SECRET}) FROM {WRAPPED}"));
 }
 
 /// Each fault at each peer; those that are tried again for seconds run side by side.

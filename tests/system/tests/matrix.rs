@@ -15,6 +15,9 @@ fn world(options: Options) -> World {
     let world = World::with_storage_and(options);
     world.azurite().put("box/in/a.csv", "1\n");
     world.emulator.vault().put(emulator::Secret::new("mail", "x")).unwrap();
+    for key in ["kek", "wrapper"] {
+        world.emulator.vault().put_key(emulator::Key::rsa(key, 2048)).unwrap();
+    }
     let mut session = world.session();
     let user = Identity::user("keys").client_id;
     let endpoint = format!("endpoint '{}/{ACCOUNT}', account '{ACCOUNT}', identity 'app'", world.proxy().endpoint());
@@ -30,6 +33,7 @@ fn world(options: Options) -> World {
         ("vault", "azure_key_vault", format!("{vault}, allow 'secrets'")),
         ("shut", "azure_key_vault", vault.clone()),
         ("mail", "azure_key_vault", format!("{vault}, allow 'secrets', names 'mail'")),
+        ("crypt", "azure_key_vault", format!("{vault}, allow 'wrap,unwrap,encrypt,decrypt,sign,verify'")),
     ];
     let all = format!("{}, {ACCOUNT}", SERVERS.join(", "));
     for (name, wrapper, options) in &servers {
@@ -45,6 +49,7 @@ fn world(options: Options) -> World {
     for (name, ..) in &servers {
         session.run(&format!("ALTER SERVER {name} OWNER TO owner"));
     }
+    session.run("SELECT azure_key_vault.create_data_key('salary', 'shut', 'wrapper')");
     world
 }
 

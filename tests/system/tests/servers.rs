@@ -53,8 +53,8 @@ fn options_that_are_not_enforced_are_unknown_and_the_hint_lists_ours() {
         (
             "azure_key_vault",
             "v",
-            &["vault_uri", "identity", "allow", "names"],
-            "api_version unsigned_keys credential auth client_id account endpoint tenant_id",
+            &["vault_uri", "identity", "api_version", "allow", "names"],
+            "unsigned_keys credential auth client_id account endpoint tenant_id",
         ),
     ];
     for (wrapper, server, ours, unknown) in wrappers {
@@ -157,6 +157,7 @@ fn values_that_cannot_be_right_are_refused() {
                     ],
                 ),
                 ("identity", &[""]),
+                ("api_version", &["", "7.3", "2026-03-01-preview", "7.4&x=y"]),
                 ("allow", &["", "all", "secrets,", "Secrets", "secrets keys"]),
                 ("names", &["", "a/b", "a*b", "a,", "..", "**"]),
             ],

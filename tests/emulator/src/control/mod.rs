@@ -14,7 +14,9 @@ use crate::fault::Faults;
 use crate::http::{Body, Handler, Server, Service, json_response};
 use crate::log::{Log, Record};
 use crate::{Emulator, Error, Proxy};
-use requests::{AddFault, Assign, OneOrMore, Selection, TokenLife};
+use requests::{
+    AddFault, Assign, ChangeKey, Named, OneOrMore, Permission, Selection, SetNetwork, ShowDisabledKeys, TokenLife,
+};
 
 const LARGEST_REQUEST: usize = 16 << 20;
 
@@ -111,6 +113,32 @@ impl Commands {
                 let versions = secrets.map(|secret| self.emulator.vault().put(secret));
                 result = json!(versions.collect::<Result<Vec<_>, _>>()?);
             }
+            "/control/keys" => {
+                let keys = parse::<OneOrMore<_>>(body)?.into_vec().into_iter();
+                let versions = keys.map(|key| self.emulator.vault().put_key(key));
+                result = json!(versions.collect::<Result<Vec<_>, _>>()?);
+            }
+            "/control/change_key" => {
+                let change: ChangeKey = parse(body)?;
+                let vault = self.emulator.vault();
+                vault.change_key(&change.name, change.version.as_deref(), |attributes| change.apply(attributes))?;
+            }
+            "/control/delete_key" => self.emulator.vault().delete_key(&parse::<Named>(body)?.name)?,
+            "/control/recover_key" => self.emulator.vault().recover_key(&parse::<Named>(body)?.name)?,
+            "/control/purge_key" => self.emulator.vault().purge_key(&parse::<Named>(body)?.name)?,
+            "/control/deny" => {
+                let Permission { identity, operations } = parse(body)?;
+                operations.into_iter().for_each(|operation| self.emulator.vault().deny(&identity, operation));
+            }
+            "/control/allow_again" => {
+                let Permission { identity, operations } = parse(body)?;
+                operations.into_iter().for_each(|operation| self.emulator.vault().allow_again(&identity, operation));
+            }
+            "/control/network" => self.emulator.vault().set_network(parse::<SetNetwork>(body)?.network),
+            "/control/show_disabled_keys" => {
+                self.emulator.vault().set_shows_disabled_keys(parse::<ShowDisabledKeys>(body)?.show);
+            }
+            "/control/require_new_tokens" => self.emulator.require_new_tokens(),
             "/control/token_life" => {
                 let TokenLife { seconds } = parse(body)?;
                 self.emulator.identity().set_token_life(seconds);

@@ -1,9 +1,10 @@
 //! The bodies of control commands.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::fault::Rule;
 use crate::identity::Identity;
+use crate::vault::{Attributes, Network, VaultOperation};
 
 /// `{"service": "identity", "fault": {"kind": "status", "status": 503}, "times": 3, "filter": {"query": "..."}}`
 #[derive(Deserialize)]
@@ -43,6 +44,63 @@ impl Assign {
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenLife {
     pub seconds: i64,
+}
+
+/// `{"name": "kek"}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Named {
+    pub name: String,
+}
+
+/// `{"name": "kek", "enabled": false, "exp": null}`; what is not named stays, and no version is the newest.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangeKey {
+    pub name: String,
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    enabled: Option<bool>,
+    #[serde(default, deserialize_with = "named")]
+    nbf: Option<Option<i64>>,
+    #[serde(default, deserialize_with = "named")]
+    exp: Option<Option<i64>>,
+}
+
+impl ChangeKey {
+    pub(super) fn apply(&self, attributes: &mut Attributes) {
+        attributes.enabled = self.enabled.unwrap_or(attributes.enabled);
+        attributes.nbf = self.nbf.unwrap_or(attributes.nbf);
+        attributes.exp = self.exp.unwrap_or(attributes.exp);
+    }
+}
+
+/// Tells a null from a field that is not there.
+fn named<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<i64>>, D::Error> {
+    Option::deserialize(field).map(Some)
+}
+
+/// `{"identity": "<client or object id>", "operations": ["unwrapKey"]}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Permission {
+    pub identity: String,
+    pub operations: Vec<VaultOperation>,
+}
+
+/// `{"network": "firewall"}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SetNetwork {
+    pub network: Network,
+}
+
+/// `{"show": false}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ShowDisabledKeys {
+    pub show: bool,
 }
 
 /// One object, or an array of them.

@@ -94,6 +94,15 @@ impl Reply {
         Self { status, ..Self::default() }
     }
 
+    /// As a vault answers too many requests: it does not say when to come back.
+    pub fn throttled() -> Self {
+        let error = serde_json::json!({"error": {
+            "code": "Throttled",
+            "message": "Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached",
+        }});
+        Self::new(429).header("content-type", "application/json; charset=utf-8").body(error.to_string())
+    }
+
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));

@@ -23,6 +23,9 @@ pub(crate) trait Handler: Send + Sync + 'static {
         request: Request<Incoming>,
         record: Arc<Record>,
     ) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Adds to an answer what the service puts on every one of them, made up by a fault or not.
+    fn mark(&self, _response: &mut Response<Body>) {}
 }
 
 /// A handler with its log and its faults.
@@ -59,7 +62,7 @@ impl<H: Handler> Service<H> {
         if plan.hang {
             self.faults.hold(&record).await;
         }
-        let response = match plan.answer.take() {
+        let mut response = match plan.answer.take() {
             Some(Instead::Reset) => return Err(reset(&record, &link)),
             Some(Instead::Reply(reply)) => {
                 // A client that is still sending its body would see a reset instead of the answer.
@@ -72,7 +75,12 @@ impl<H: Handler> Service<H> {
                 handler.answer(request, Arc::clone(&record)).await
             }
         };
-        record.note(|entry| entry.status = Some(response.status().as_u16()));
+        self.handler.mark(&mut response);
+        record.note(|entry| {
+            entry.status = Some(response.status().as_u16());
+            let id = response.headers().get("x-ms-request-id");
+            entry.request_id = id.and_then(|id| Some(id.to_str().ok()?.to_owned()));
+        });
         if plan.lose {
             return Err(reset(&record, &link));
         }

@@ -30,6 +30,8 @@ pub struct Entry {
     /// The token that was put into the answer.
     pub token: Option<String>,
     pub status: Option<u16>,
+    /// The answer's `x-ms-request-id`.
+    pub request_id: Option<String>,
     pub bytes_received: u64,
     /// Bytes of the answer's body.
     pub bytes_sent: u64,

@@ -41,6 +41,7 @@ impl Record {
             resource: None,
             token: None,
             status: None,
+            request_id: None,
             bytes_received: 0,
             bytes_sent: 0,
             ending: Ending::UnderWay,

@@ -1,7 +1,11 @@
-//! Who a vault believes: a token of its tenant, for its audience, in its time, signed by a published key.
+//! Who a vault believes: a token of its tenant, for its audience, in its time, signed by a published key,
+//! and not taken back meanwhile.
 
-use std::sync::Mutex;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -10,9 +14,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::VaultConfig;
+use super::policy::Caller;
 use super::refusal::Refusal;
 use crate::Error;
 use crate::error::lock;
@@ -25,10 +30,21 @@ pub(super) struct Trust {
     jwks_uri: String,
     client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
     keys: Mutex<Jwks>,
+    revoked: Revoked,
+}
+
+/// Tokens that a vault takes no more; cheap to clone, all clones are one set.
+#[derive(Clone, Default)]
+pub(super) struct Revoked(Arc<Mutex<BTreeSet<String>>>);
+
+impl Revoked {
+    pub(super) fn add(&self, tokens: Vec<String>) {
+        lock(&self.0).extend(tokens);
+    }
 }
 
 impl Trust {
-    pub(super) fn new(config: &VaultConfig) -> Result<Self, Error> {
+    pub(super) fn new(config: &VaultConfig, revoked: Revoked) -> Result<Self, Error> {
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config.pki.client_config()?)
             .https_or_http()
@@ -43,17 +59,25 @@ impl Trust {
                 .pool_max_idle_per_host(0)
                 .build(connector),
             keys: Mutex::default(),
+            revoked,
         })
     }
 
-    /// The header that tells a client where to get which token.
-    pub(super) fn challenge(&self) -> String {
+    /// The header that tells a client where to get which token, or what a newer one must say.
+    pub(super) fn challenge(&self, claims: Option<&str>) -> String {
         let Self { tenant, audience, .. } = self;
+        if let Some(claims) = claims {
+            let uri = "https://login.microsoftonline.com/common/oauth2/authorize";
+            let claims = STANDARD.encode(claims);
+            return format!(
+                r#"Bearer realm="", authorization_uri="{uri}", error="insufficient_claims", claims="{claims}""#
+            );
+        }
         format!(r#"Bearer authorization="https://login.windows.net/{tenant}", resource="{audience}""#)
     }
 
-    /// Accepts the request's token, or says why not.
-    pub(super) async fn check<B>(&self, request: &Request<B>) -> Result<(), Refusal> {
+    /// Accepts the request's token and says whose it is, or why not.
+    pub(super) async fn check<B>(&self, request: &Request<B>) -> Result<Caller, Refusal> {
         let header = request.headers().get(AUTHORIZATION);
         let token = header
             .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
@@ -77,12 +101,22 @@ impl Trust {
         let time = |name: &str| claims[name].as_i64();
         let now = unix_now();
         match (time("nbf"), time("exp")) {
-            (Some(from), Some(until)) if (from..until).contains(&now) => Ok(()),
+            (Some(from), Some(until)) if (from..until).contains(&now) => {}
             (Some(from), _) if now < from => {
-                Err(Refusal::unauthorized("[TokenNotYetValid] Error validating token: the token is not valid yet."))
+                let why = "[TokenNotYetValid] Error validating token: the token is not valid yet.";
+                return Err(Refusal::unauthorized(why));
             }
-            _ => Err(Refusal::unauthorized("[TokenExpired] Error validating token: the token is expired.")),
+            _ => {
+                return Err(Refusal::unauthorized("[TokenExpired] Error validating token: the token is expired."));
+            }
         }
+        if lock(&self.revoked.0).contains(token) {
+            let mut refusal = Refusal::unauthorized("[TokenRevoked] A token that was issued later is required.");
+            let nbf = json!({"essential": true, "value": now.to_string()});
+            refusal.claims = Some(json!({"access_token": {"nbf": nbf}}).to_string());
+            return Err(refusal);
+        }
+        Ok(Caller { appid: text("appid"), oid: text("oid"), iss: text("iss") })
     }
 
     async fn verify(&self, token: &str) -> Result<Value, Refusal> {

@@ -1,19 +1,9 @@
-//! From a path to the object that it names.
+//! From a method and a path to what they ask for.
 
-use std::sync::{Arc, Mutex};
+use hyper::{Method, StatusCode, Uri};
 
-use hyper::body::Incoming;
-use hyper::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, Request, Response, StatusCode, Uri};
-use serde_json::Value;
-use uuid::Uuid;
-
-use super::authenticate::Trust;
+use super::operation::VaultOperation;
 use super::refusal::Refusal;
-use super::secrets::Secrets;
-use crate::error::lock;
-use crate::http::{Body, Handler, json_response};
-use crate::log::Record;
 
 const API_VERSIONS: [&str; 11] = [
     "7.0",
@@ -29,92 +19,80 @@ const API_VERSIONS: [&str; 11] = [
     "2026-04-01",
 ];
 
-pub(super) struct Vault {
-    trust: Trust,
-    secrets: Arc<Mutex<Secrets>>,
+/// What a request is about; a version that is not there is the newest.
+pub(super) struct Target<'p> {
+    pub operation: VaultOperation,
+    pub name: &'p str,
+    pub version: Option<&'p str>,
+    /// The list of a key's versions instead of one of them.
+    pub versions: bool,
 }
 
-impl Vault {
-    pub(super) fn new(trust: Trust, secrets: Arc<Mutex<Secrets>>) -> Self {
-        Self { trust, secrets }
-    }
-
-    async fn object(&self, request: &Request<Incoming>, local: &str) -> Result<Value, Refusal> {
-        // Before all else, as the real one: a client's first request has no token and wants the challenge.
-        self.trust.check(request).await?;
-        check_version(request.uri())?;
-        let host = request.headers().get(HOST);
-        let host = host.and_then(|host| host.to_str().ok()).unwrap_or(local);
-        let path = request.uri().path();
-        let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
-        match segments[..] {
-            ["secrets", name] => self.secret(request, host, name, None),
-            ["secrets", name, version] => self.secret(request, host, name, Some(version)),
-            _ => Err(Refusal::new(
-                StatusCode::NOT_FOUND,
-                "ResourceNotFound",
-                format!("The path {path} names nothing that this vault has."),
-            )),
-        }
-    }
-
-    fn secret(
-        &self,
-        request: &Request<Incoming>,
-        host: &str,
-        name: &str,
-        version: Option<&str>,
-    ) -> Result<Value, Refusal> {
-        if request.method() != Method::GET {
+impl<'p> Target<'p> {
+    /// Clients leave an empty segment where a version is not given: `/keys/kek/` and `/keys/kek//wrapkey`.
+    pub(super) fn of(method: &Method, path: &'p str) -> Result<Self, Refusal> {
+        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+        let is = |index: usize, word: &str| segments.get(index).is_some_and(|found| found.eq_ignore_ascii_case(word));
+        let given = |segment: &'p str| (!segment.is_empty()).then_some(segment);
+        let target = |operation, name, version| Self { operation, name, version, versions: false };
+        let (expected, target) = match segments[..] {
+            [_, name] if is(0, "secrets") => (Method::GET, target(VaultOperation::GetSecret, name, None)),
+            [_, name, version] if is(0, "secrets") => {
+                (Method::GET, target(VaultOperation::GetSecret, name, given(version)))
+            }
+            [_, name] if is(0, "keys") => (Method::GET, target(VaultOperation::ReadKey, name, None)),
+            [_, name, _] if is(0, "keys") && is(2, "versions") => {
+                (Method::GET, Self { operation: VaultOperation::ReadKey, name, version: None, versions: true })
+            }
+            [_, name, version] if is(0, "keys") => (Method::GET, target(VaultOperation::ReadKey, name, given(version))),
+            [_, name, version, operation] if is(0, "keys") => match VaultOperation::with_key(operation) {
+                Some(operation) => (Method::POST, target(operation, name, given(version))),
+                None => return Err(nothing(path)),
+            },
+            _ => return Err(nothing(path)),
+        };
+        if *method != expected {
             return Err(Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "MethodNotAllowed",
-                format!("The method {} is not allowed here.", request.method()),
+                format!("The method {method} is not allowed here."),
             ));
         }
-        lock(&self.secrets).get(host, name, version)
+        Ok(target)
+    }
+
+    /// Its path below the vault, without the version.
+    pub(super) fn object(&self) -> String {
+        let collection = if self.operation == VaultOperation::GetSecret { "secrets" } else { "keys" };
+        format!("{collection}/{}", self.name)
     }
 }
 
-impl Handler for Vault {
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, record: Arc<Record>) -> Response<Body> {
-        let object = self.object(&request, &record.local().to_string()).await;
-        let mut response = match &object {
-            Ok(object) => json_response(StatusCode::OK, object),
-            Err(refusal) => json_response(refusal.status, &refusal.body()),
-        };
-        let status = response.status();
-        let headers = response.headers_mut();
-        if status == StatusCode::UNAUTHORIZED
-            && let Ok(challenge) = HeaderValue::from_str(&self.trust.challenge())
-        {
-            headers.insert(WWW_AUTHENTICATE, challenge);
-        }
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        if let Ok(id) = HeaderValue::from_str(&Uuid::new_v4().to_string()) {
-            headers.insert(HeaderName::from_static("x-ms-request-id"), id);
-        }
-        let client = HeaderName::from_static("x-ms-client-request-id");
-        if let Some(id) = request.headers().get(&client) {
-            headers.insert(client, id.clone());
-        }
-        headers.insert(HeaderName::from_static("x-ms-keyvault-region"), HeaderValue::from_static("emulator"));
-        response
-    }
+fn nothing(path: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        "ResourceNotFound",
+        format!("The path {path} names nothing that this vault has."),
+    )
 }
 
-fn check_version(uri: &Uri) -> Result<(), Refusal> {
+/// The first query parameter of this name, decoded.
+pub(super) fn parameter(uri: &Uri, name: &str) -> Option<String> {
     let query = uri.query().unwrap_or_default();
     let mut pairs = form_urlencoded::parse(query.as_bytes());
-    let version = pairs.find(|(name, _)| name == "api-version");
-    let Some((_, version)) = version else {
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
+/// The version of the API that the request names.
+pub(super) fn api_version(uri: &Uri) -> Result<String, Refusal> {
+    let Some(version) = parameter(uri, "api-version") else {
         return Err(Refusal::bad_parameter("The request must specify the query parameter api-version."));
     };
-    if !API_VERSIONS.contains(&version.as_ref()) {
+    if !API_VERSIONS.contains(&version.as_str()) {
         let newest = API_VERSIONS[API_VERSIONS.len() - 1];
         return Err(Refusal::bad_parameter(format!(
             "The specified version ({version}) is not recognized. Consider using the latest supported version ({newest})."
         )));
     }
-    Ok(())
+    Ok(version)
 }

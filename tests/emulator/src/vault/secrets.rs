@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::attributes::Attributes;
 use super::refusal::Refusal;
 use crate::Error;
-use crate::issuer::unix_now;
 
 /// One version of a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,27 +19,9 @@ pub struct Secret {
     #[serde(default)]
     pub content_type: Option<String>,
     #[serde(default)]
-    pub attributes: SecretAttributes,
+    pub attributes: Attributes,
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
-}
-
-/// What a vault says of a version; times are Unix times, and are told, not enforced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SecretAttributes {
-    pub enabled: bool,
-    pub nbf: Option<i64>,
-    pub exp: Option<i64>,
-    pub created: i64,
-    pub updated: i64,
-}
-
-impl Default for SecretAttributes {
-    fn default() -> Self {
-        let now = unix_now();
-        Self { enabled: true, nbf: None, exp: None, created: now, updated: now }
-    }
 }
 
 impl Secret {
@@ -48,7 +30,7 @@ impl Secret {
             name: name.to_owned(),
             value: value.to_owned(),
             content_type: None,
-            attributes: SecretAttributes::default(),
+            attributes: Attributes::default(),
             tags: BTreeMap::new(),
         }
     }
@@ -79,6 +61,11 @@ impl Secret {
     }
 }
 
+/// The rule for names of secrets and keys.
+pub(super) fn is_name(name: &str) -> bool {
+    (1..=127).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
 /// All secrets by lower-case name, each with its versions from old to new.
 #[derive(Default)]
 pub(super) struct Secrets(BTreeMap<String, Vec<(String, Secret)>>);
@@ -86,8 +73,7 @@ pub(super) struct Secrets(BTreeMap<String, Vec<(String, Secret)>>);
 impl Secrets {
     pub(super) fn put(&mut self, secret: Secret) -> Result<String, Error> {
         let name = &secret.name;
-        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        if !(1..=127).contains(&name.len()) || !name.chars().all(allowed) {
+        if !is_name(name) {
             return Err(Error::invalid("secret name", name));
         }
         let version = Uuid::new_v4().simple().to_string();
@@ -110,33 +96,20 @@ impl Secrets {
         };
         let Some((version, secret)) = found else {
             let path = version.map_or(name.to_owned(), |version| format!("{name}/{version}"));
-            return Err(Refusal::not_found(&path));
+            return Err(Refusal::not_found("secret", &path));
         };
         if !secret.attributes.enabled {
-            return Err(Refusal::disabled());
+            return Err(Refusal::secret_disabled());
         }
         Ok(bundle(host, version, secret))
     }
 }
 
 fn bundle(host: &str, version: &str, secret: &Secret) -> Value {
-    let of = &secret.attributes;
-    let mut attributes = json!({
-        "enabled": of.enabled,
-        "created": of.created,
-        "updated": of.updated,
-        "recoveryLevel": "Recoverable+Purgeable",
-        "recoverableDays": 90,
-    });
-    for (name, time) in [("nbf", of.nbf), ("exp", of.exp)] {
-        if let Some(time) = time {
-            attributes[name] = time.into();
-        }
-    }
     let mut bundle = json!({
         "value": secret.value,
         "id": format!("https://{host}/secrets/{}/{version}", secret.name),
-        "attributes": attributes,
+        "attributes": secret.attributes.told(),
         "tags": secret.tags,
     });
     if let Some(content_type) = &secret.content_type {

@@ -7,6 +7,9 @@
     reason = "each test program uses a part of it, and a test fails by panicking"
 )]
 
+pub mod python;
+pub mod vault;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -110,6 +113,14 @@ pub fn token_url(emulator: &Emulator, resource: &str, more: &str) -> String {
     let endpoint = emulator.imds_endpoint();
     let path = "metadata/identity/oauth2/token?api-version=2018-02-01";
     format!("{endpoint}/{path}&resource={resource}{more}")
+}
+
+/// One JSON request to a vault, as the bearer of `token`; a body that is null is none.
+pub fn call(emulator: &Emulator, method: &str, url: &str, token: &str, body: &Value) -> Answer {
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    send(Some(emulator.pki()), method, url, &headers, body.as_bytes())
 }
 
 pub fn token(emulator: &Emulator, resource: &str) -> String {

@@ -19,8 +19,8 @@ pub const ROLES: [(&str, &str); 9] = [
 ];
 
 /// Identities: `kv` is for Key Vault alone. Accounts: `read` is for reading, `part` for box/out/* alone. Vaults: `shut`
-/// allows no secrets, `mail` the secret of that name.
-pub const SERVERS: [&str; 9] = ["machine", "app", "kv", "blob", "read", "part", "vault", "shut", "mail"];
+/// allows no secrets and has a data key, `mail` the secret of that name, `crypt` to use keys and not to read them.
+pub const SERVERS: [&str; 10] = ["machine", "app", "kv", "blob", "read", "part", "vault", "shut", "mail", "crypt"];
 
 /// Outcome for each role | servers that `$` stands for, one after the other | what follows SELECT, or a COPY. Whatever
 /// is new gets a line. An outcome is the value, `ok` for any, or the SQLSTATE, `-` for 42501: not allowed. Before each
@@ -85,6 +85,48 @@ ok    ok    ok    ok    -     -     -     -     -     | vault            | azure
 -     -     -     -     -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'db-password')
 ok    ok    ok    ok    -     -     -     -     -     | mail             | azure_key_vault.secret('$', 'mail')
 42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.secret('$', 'db-password')
+ok    ok    ok    ok    -     -     -     -     -     | vault            | azure_key_vault.secret_properties('$', 'db-password')
+-     -     -     -     -     -     -     -     -     | shut mail crypt  | azure_key_vault.secret_properties('$', 'db-password')
+ok    ok    ok    ok    -     -     -     -     -     | shut             | azure_key_vault.key('$', 'kek')
+-     -     -     -     -     -     -     -     -     | vault mail crypt | azure_key_vault.key('$', 'kek')
+42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.key('$', 'kek')
+1     1     1     1     -     -     -     -     -     | shut             | count(*) FROM azure_key_vault.key_versions('$', 'kek')
+-     -     -     -     -     -     -     -     -     | vault mail crypt | azure_key_vault.key_versions('$', 'kek')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.wrap_key('$', 'kek', 'x')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.wrap_key('$', 'kek', 'x')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.encrypt('$', 'kek', 'x')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.encrypt('$', 'kek', 'x')
+ok    ok    ok    ok    -     -     -     -     -     | crypt            | azure_key_vault.sign('$', 'kek', sha256('x'))
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.sign('$', 'kek', sha256('x'))
+22023 22023 22023 22023 -     -     -     -     -     | crypt            | azure_key_vault.unwrap_key('$', '{kid}', 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.unwrap_key('$', '{kid}', 'none')
+22023 22023 22023 22023 -     -     -     -     -     | crypt            | azure_key_vault.decrypt('$', '{kid}', 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.decrypt('$', '{kid}', 'none')
+f     f     f     f     -     -     -     -     -     | crypt            | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+-     -     -     -     -     -     -     -     -     | vault shut       | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+42809 42809 42809 42809 42809 -     -     -     -     | machine app blob | azure_key_vault.verify('$', '{kid}', sha256('x'), 'none')
+t     t     t     t     f     -     -     -     -     | vault shut crypt | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$')
+t     t     t     t     f     -     -     -     -     | shut crypt       | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$', 'kek')
+f     f     f     f     f     -     -     -     -     | vault mail       | bool_and(status = 'ok') FROM azure_key_vault.diagnose('$', 'kek')
+
+ok    ok    ok    ok    -     ok    -     -     -     |                  | azure_key_vault.encrypt_value('salary', 'x')
+ok    ok    ok    ok    -     ok    -     -     -     |                  | azure_key_vault.encrypt_text('salary', 'x')
+ok    ok    ok    ok    -     ok    -     -     -     |                  | azure_key_vault.data_key_of(azure_key_vault.encrypt_value('salary', 'x'))
+ok    ok    ok    ok    -     -     -     -     -     |                  | azure_key_vault.decrypt_value(azure_key_vault.encrypt_value('salary', 'x'))
+x     x     x     x     -     -     -     -     -     |                  | azure_key_vault.decrypt_text(azure_key_vault.encrypt_text('salary', 'x'))
+ok    ok    -     -     -     -     -     -     -     | shut             | azure_key_vault.create_data_key('new', '$', 'wrapper')
+-     -     -     -     -     -     -     -     -     | vault mail crypt | azure_key_vault.create_data_key('new', '$', 'wrapper')
+42809 42809 42809 42809 42809 42809 42809 42809 42809 | machine app blob | azure_key_vault.create_data_key('new', '$', 'wrapper')
+ok    ok    -     -     -     -     -     -     -     |                  | azure_key_vault.rotate_data_key('salary')
+0     0     -     -     -     -     -     -     -     | shut             | azure_key_vault.rewrap_data_keys('$')
+0     0     0     0     0     0     0     0     0     |                  | azure_key_vault.rewrap_data_keys()
+2     2     -     -     -     -     -     -     -     | shut             | azure_key_vault.lock_data_keys('$') + azure_key_vault.revalidate_data_keys('$')
+1     1     1     1     0     1     1     1     0     |                  | count(*) FROM azure_key_vault.data_keys
+1     1     1     1     0     1     1     1     0     |                  | count(*) FROM azure_key_vault.data_keys()
+1     -     -     -     -     -     -     -     -     |                  | count(*) FROM azure_key_vault.data_key
+1     -     -     -     -     -     -     -     -     |                  | count(*) FROM azure_key_vault.data_key_database
+39P01 39P01 39P01 39P01 39P01 39P01 39P01 39P01 39P01 |                  | azure_key_vault.data_keys_changed()
+ok    ok    -     -     -     -     -     -     -     | crypt            | azure_key_vault.wrap_key('$', 'wrapper', 'x')
 
 1     1     1     1     -     1     -     -     -     | blob read        | COPY t FROM '{in}' WITH (server '$')
 1     1     1     1     -     1     -     -     -     | blob part        | COPY t TO '{out}' WITH (server '$')
@@ -157,11 +199,15 @@ pub fn differences(world: &World, database: &str) -> Vec<String> {
     let mut sessions = ROLES.map(|(role, _)| world.cluster.session_of(role, database));
     let [source, target] = ["box/in/a.csv", "box/out/a.csv"].map(|path| world.url(path));
     let [system, keys] = [Identity::system(), Identity::user("keys")].map(|identity| identity.client_id);
+    let vault = world.emulator.vault();
+    let kid = format!("{}/keys/kek/{}", vault.uri(), vault.key_versions("kek")[0]);
     let mut wrong = Vec::new();
     for row in rows() {
         for server in &row.servers {
             let mut sql = row.sql.replace('$', server);
-            for (place, value) in [("{in}", &source), ("{out}", &target), ("{system}", &system), ("{keys}", &keys)] {
+            let places =
+                [("{in}", &source), ("{out}", &target), ("{system}", &system), ("{keys}", &keys), ("{kid}", &kid)];
+            for (place, value) in places {
                 sql = sql.replace(place, value);
             }
             for (((role, _), session), expected) in ROLES.iter().zip(&mut sessions).zip(&row.outcomes) {

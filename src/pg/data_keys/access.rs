@@ -1,0 +1,94 @@
+//! Who may use a data key: who has USAGE on the vault server that made it, within that server's own rules.
+
+use std::ffi::{CStr, CString};
+
+use pgrx::prelude::*;
+
+use super::table;
+use crate::http::failure::{Failure, Kind};
+use crate::pg::compat;
+use crate::pg::error::{error, raise};
+use crate::pg::servers;
+use crate::pg::vault::{self, Vault};
+use crate::vault::access::VaultAccess;
+use crate::vault::kid::Kid;
+use crate::vault::record::Record;
+
+/// The word of option `allow`.
+pub const OPERATION: &str = "data-keys";
+
+/// 42704.
+pub fn unknown(name: &str) -> ! {
+    error(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        format!("data key \"{name}\" does not exist"),
+        None,
+        Some("Create it with azure_key_vault.create_data_key().".into()),
+    )
+}
+
+/// 42704: of a value whose key this database does not have.
+pub fn unknown_id() -> ! {
+    error(
+        PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+        "the value's data key does not exist in this database",
+        None,
+        Some("The rows of azure_key_vault.data_key must come with the values, as pg_dump brings them.".into()),
+    )
+}
+
+/// A row that nobody who may make rows has made.
+pub fn planted(name: &str, detail: &str) -> Failure {
+    Failure::new(Kind::NotAuthentic, format!("data key \"{name}\" is not authentic")).detail(detail)
+}
+
+/// The vault and key of a row, which the current user may use; raises.
+pub fn way_of(record: &Record) -> (Vault, Kid) {
+    let server = CString::new(record.server.as_str()).unwrap_or_default();
+    let name = key_name(&record.kid);
+    let vault = vault::usable(&server).allowing(OPERATION, name);
+    let kid = Kid::parse(&record.kid, &vault.access).unwrap_or_else(|_| {
+        raise(planted(&record.name, "It is wrapped by a key of another vault than its server's.").hint(
+            "Where the server's vault_uri was changed, set it back, or move the data keys with rewrap_data_keys().",
+        ))
+    });
+    (vault, kid)
+}
+
+/// The name in a key's URL, for the server's rules; what is no such URL is refused by [`Kid::parse`].
+pub fn key_name(kid: &str) -> &str {
+    kid.rsplit('/').nth(1).unwrap_or_default()
+}
+
+/// Raises unless the current user owns the server.
+pub fn require_ownership(vault: &Vault) {
+    if !compat::owns_server(vault.server, servers::current_user()) {
+        not_owner(&vault.name);
+    }
+}
+
+/// 42501, as core says it.
+pub fn not_owner(server: &CStr) -> ! {
+    raise(Failure::new(Kind::Forbidden, format!("must be owner of foreign server {}", server.to_string_lossy())))
+}
+
+/// Raises for a key that wraps data keys unless the current user owns the server that they belong to, whichever
+/// server he comes by: with the key the wrapped bytes of a dump are a data key.
+pub fn refuse_wrapping_key(access: &VaultAccess, key: &str) {
+    let user = servers::current_user();
+    let owned = |server: &str| {
+        let name = CString::new(server).unwrap_or_default();
+        // SAFETY: a syscache look-up by name.
+        let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
+        // Of rows whose server is gone nobody is the owner.
+        oid != pg_sys::InvalidOid && compat::owns_server(oid, user)
+    };
+    let wraps = |record: &Record| Kid::parse(&record.kid, access).is_ok_and(|kid| kid.name().eq_ignore_ascii_case(key));
+    let mut rows = table::all().into_iter().map(|row| row.record).filter(wraps);
+    if rows.any(|record| !owned(&record.server)) {
+        raise(
+            Failure::new(Kind::Forbidden, format!("permission denied for key \"{key}\""))
+                .detail("It wraps data keys, so only the owner of their server may use it."),
+        );
+    }
+}

@@ -1,0 +1,299 @@
+//! Bringing a data key into shared memory: signature, state of the vault key, unwrapping, each before the next.
+//!
+//! One session does it, the others that need the same key wait for it in the lock manager, where cancel, timeouts and
+//! deadlocks are seen to, and a lock ends with its transaction however that ends. Failure cases. The vault cannot be
+//! reached: whoever waited gets that answer, too, instead of trying in turn. It refuses: the vault key's watch
+//! begins. The session dies: the next one loads.
+
+use pgrx::prelude::*;
+
+use super::access::planted;
+use super::guarded;
+use super::memory::Of;
+use super::watching::{Place, place_of};
+use super::{memory, settings, table};
+use crate::http::failure::{Failure, Kind};
+use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::stats::Operation;
+use crate::pg::vault::Vault;
+use crate::pg::{clock, restricted, worker};
+use crate::vault::envelope::{self, KEY_LENGTH, Secret};
+use crate::vault::key::{self, Key, RsaPublic, unusable};
+use crate::vault::kid::Kid;
+use crate::vault::operation::{self, KeyOperation};
+use crate::vault::record::{Record, SIGNING, WRAPPING, digest_of};
+use crate::vault::watch::State;
+use zeroize::Zeroizing;
+
+/// Milliseconds in which a failure of the vault or the network is everybody's.
+const PAUSE: i64 = 2_000;
+
+/// A data key, and where shared memory holds it.
+pub struct Loaded {
+    pub secret: Secret,
+    pub at: usize,
+    pub number: u64,
+}
+
+/// The data key of a row, from shared memory or the vault; raises.
+pub fn load(record: &Record, vault: &Vault, kid: &Kid) -> Loaded {
+    refuse_locked_server(record, vault);
+    let (place, of) = (place_of(vault, kid), of(record, vault));
+    if let Some(loaded) = kept(record, &of, &place) {
+        return loaded;
+    }
+    if restricted::is_now() {
+        raise(restricted::refused());
+    }
+    let lock = LoadLock::take(record);
+    if let Some(loaded) = kept(record, &of, &place) {
+        return loaded;
+    }
+    refuse_recent_failure(&place);
+    verify(record, vault, kid, &place);
+    let secret = unwrap(record, vault, kid, &place);
+    let loaded = keep(record, vault, &place, secret);
+    drop(lock);
+    loaded
+}
+
+/// What shared memory finds a row's data key by.
+fn of(record: &Record, vault: &Vault) -> Of {
+    let mut row = record.message(&[0; 16]);
+    row.extend_from_slice(record.signature.as_deref().unwrap_or_default());
+    // SAFETY: a plain global.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    Of { database, server: vault.server, id: record.id, row: digest_of(&row) }
+}
+
+/// 55006 where the server's owner has locked its data keys.
+fn refuse_locked_server(record: &Record, vault: &Vault) {
+    // SAFETY: a plain global.
+    if memory::lock().is_locked(unsafe { pg_sys::MyDatabaseId }, vault.server) {
+        locked(&record.name, "They were locked by lock_data_keys().", "revalidate_data_keys() unlocks them.");
+    }
+}
+
+fn locked(name: &str, why: &str, hint: &str) -> ! {
+    raise(Failure::new(Kind::Conflict, format!("data key \"{name}\" is locked")).detail(why).hint(hint))
+}
+
+/// The data key as shared memory holds it; raises when its vault key is locked.
+fn kept(record: &Record, of: &Of, place: &Place) -> Option<Loaded> {
+    let (now, grace) = (clock::monotonic(), settings::grace());
+    let mut table = memory::lock();
+    let found = table.find(of).map(|at| {
+        let (sealed, number) = table.take(at, now);
+        (at, sealed, number)
+    });
+    drop(table);
+    let why = place.with(|known| {
+        let is_locked = known.watch.at(now, grace).state() == State::Locked;
+        is_locked.then(|| known.last_failure.get().map_or_else(String::new, |failure| failure.message))
+    });
+    if let Some(why) = why.flatten() {
+        locked(
+            &record.name,
+            &format!("The key that wraps it may not be used: {why}."),
+            "It unlocks by itself once the vault lets it be used again; revalidate_data_keys() tries at once.",
+        );
+    }
+    let (at, sealed, number) = found?;
+    // What cannot be opened is unwrapped again.
+    guarded::open(&record.id, &sealed).ok().map(|secret| Loaded { secret, at, number })
+}
+
+/// Raises the failure that somebody else has just met.
+fn refuse_recent_failure(place: &Place) {
+    let now = clock::monotonic();
+    let recent = place.with(|known| {
+        let recent = known.failed_at != 0 && now < known.failed_at + PAUSE;
+        known.last_failure.get().filter(|failure| recent && failure.kind.is_transient())
+    });
+    if let Some(failure) = recent.flatten() {
+        raise(failure);
+    }
+}
+
+/// Raises unless the vault's key has signed the row, and may be used now.
+fn verify(record: &Record, vault: &Vault, kid: &Kid, place: &Place) {
+    let Some(signature) = &record.signature else {
+        if !vault.access.unsigned_keys {
+            raise(planted(&record.name, "Its row has no signature.").hint(
+                "Only a server with option unsigned_keys 'allow' accepts such rows; rewrap_data_keys() signs them.",
+            ));
+        }
+        return;
+    };
+    let Some(database) = table::database_id() else {
+        raise(planted(&record.name, "This database has no id that rows are signed with."));
+    };
+    let digest = digest_of(&record.message(&database));
+    let good = match public_key(vault, kid, place) {
+        Some(public) => public.verify_ps256(&digest, signature),
+        None => verified_by_the_vault(vault, kid, place, &digest, signature),
+    };
+    if !good {
+        raise(planted(&record.name, "The signature of its row does not hold."));
+    }
+}
+
+/// The vault key's public part, as the vault gives it; None where the identity may not read it.
+pub fn public_key(vault: &Vault, kid: &Kid, place: &Place) -> Option<RsaPublic> {
+    let known = place.with(|known| RsaPublic { n: known.modulus.get().to_vec(), e: known.exponent.get().to_vec() });
+    if let Some(known) = known.filter(|known| !known.n.is_empty()) {
+        return Some(known);
+    }
+    match read_key(vault, kid.name(), Some(kid.version())) {
+        Ok((key, now)) => {
+            if let Some(failure) = unusable(&key, now) {
+                fail(place, failure);
+            }
+            let public = require_rsa(&key);
+            place.know(&public);
+            Some(public)
+        }
+        // Least rights: to unwrap and to verify is enough.
+        Err(failure) if failure.kind == Kind::NotAuthorized => None,
+        Err(failure) => fail(place, failure),
+    }
+}
+
+/// The key as the vault tells of it, the newest version without one, and the vault's time.
+pub fn read_key(vault: &Vault, name: &str, version: Option<&str>) -> Result<(Key, i64), Failure> {
+    let request = key::request(&vault.access, name, version)?;
+    vault.answered(Operation::Key, request, |answer| {
+        Ok((key::read(&vault.access, answer, name)?, answer.sent_at().unwrap_or_else(clock::now)))
+    })
+}
+
+/// 22023: only RSA keys wrap data keys.
+pub fn require_rsa(key: &Key) -> RsaPublic {
+    key.rsa().unwrap_or_else(|| {
+        raise(
+            Failure::new(Kind::InvalidValue, format!("key \"{}\" cannot wrap data keys", key.kid.name()))
+                .detail(format!("It is of type {}.", key.key_type))
+                .hint("Data keys are wrapped by an RSA or RSA-HSM key."),
+        )
+    })
+}
+
+fn verified_by_the_vault(vault: &Vault, kid: &Kid, place: &Place, digest: &[u8; 32], signature: &[u8]) -> bool {
+    let name = kid.name();
+    let request =
+        operation::verify_request(&vault.access, name, Some(kid.version()), SIGNING, digest, signature).or_raise();
+    let read = |answer: &_| operation::read_verified(&vault.access, answer, name);
+    match vault.answered(Operation::Verify, request, read) {
+        Ok(good) => good,
+        Err(failure) => fail(
+            place,
+            failure.hint("Its signature can be verified by an identity that may read the key or verify with it."),
+        ),
+    }
+}
+
+/// Asks the vault to unwrap, and compares with the check value; raises.
+fn unwrap(record: &Record, vault: &Vault, kid: &Kid, place: &Place) -> Secret {
+    match unwrapped(vault, kid, &record.wrapped) {
+        Ok(secret) if envelope::is_key_of(&secret, &record.check) => secret,
+        Ok(_) => raise(planted(&record.name, "What was unwrapped does not fit its check value.")),
+        Err(failure) if failure.kind == Kind::InvalidValue => {
+            raise(planted(&record.name, "The vault's key has not wrapped it."))
+        }
+        Err(failure) => fail(place, failure),
+    }
+}
+
+/// What a vault key unwraps.
+pub fn unwrapped(vault: &Vault, kid: &Kid, wrapped: &[u8]) -> Result<Secret, Failure> {
+    let (name, unwrap) = (kid.name(), KeyOperation::Unwrap);
+    let request = operation::request(&vault.access, unwrap, name, Some(kid.version()), WRAPPING, wrapped)?;
+    let done =
+        vault.answered(Operation::Unwrap, request, |answer| operation::read(&vault.access, unwrap, answer, name))?;
+    let mut secret = Zeroizing::new([0; KEY_LENGTH]);
+    if done.value.len() != KEY_LENGTH {
+        return Err(Failure::new(Kind::InvalidValue, "what was unwrapped is no data key"));
+    }
+    secret.copy_from_slice(&done.value);
+    Ok(secret)
+}
+
+/// Writes down that the vault key could not be used, and raises.
+fn fail(place: &Place, failure: Failure) -> ! {
+    place.failed(&failure);
+    raise(failure)
+}
+
+/// Tries the vault key of a row anew, whatever is known of it; whether it may be used.
+pub fn revalidate(record: &Record, vault: &Vault, kid: &Kid) -> bool {
+    let place = place_of(vault, kid);
+    let _lock = LoadLock::take(record);
+    let tried =
+        unwrapped(vault, kid, &record.wrapped).and_then(|_| match read_key(vault, kid.name(), Some(kid.version())) {
+            Ok((key, now)) => unusable(&key, now).map_or(Ok(()), Err),
+            Err(failure) if failure.kind == Kind::NotAuthorized => Ok(()),
+            Err(failure) => Err(failure),
+        });
+    match &tried {
+        Ok(()) => place.succeeded(),
+        Err(failure) => place.failed(failure),
+    }
+    tried.is_ok()
+}
+
+/// Puts a data key into shared memory.
+pub fn keep(record: &Record, vault: &Vault, place: &Place, secret: Secret) -> Loaded {
+    let now = clock::monotonic();
+    let sealed = guarded::seal(&record.id, &secret).or_raise();
+    let sample = place.with(|known| {
+        if record.wrapped.len() <= memory::RSA {
+            known.sample.set(&record.wrapped);
+            known.check.copy_from_slice(&envelope::check_value(&secret));
+        }
+    });
+    if sample.is_none() {
+        error(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "too many vault keys are in use",
+            Some(format!("There is room for {} at a time.", memory::VAULT_KEYS)),
+            Some("Try again.".into()),
+        );
+    }
+    place.succeeded();
+    let (at, number) = memory::lock().keep(&of(record, vault), place.at, sealed, now);
+    worker::wake();
+    Loaded { secret, at, number }
+}
+
+/// The right to load a data key: of this database's sessions one has it. Released with the transaction if not before.
+struct LoadLock(pg_sys::LOCKTAG);
+
+impl LoadLock {
+    fn take(record: &Record) -> Self {
+        let half = |at: usize| u32::from_be_bytes([0, 1, 2, 3].map(|byte| record.id[at + byte]));
+        let tag = pg_sys::LOCKTAG {
+            // SAFETY: a plain global.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: half(0),
+            locktag_field3: half(4),
+            // Of the class of advisory locks, which a standby knows as well; core's own have 1 and 2 here.
+            locktag_field4: 3,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
+            locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
+        };
+        // SAFETY: a lock of this transaction; interrupts raise, and whatever raises later releases it.
+        unsafe { pg_sys::LockAcquire(&raw const tag, pg_sys::ExclusiveLock as i32, false, false) };
+        Self(tag)
+    }
+}
+
+impl Drop for LoadLock {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // An ERROR: the transaction's end releases it, once the lock manager is in order again.
+            return;
+        }
+        // SAFETY: taken by this process in this transaction.
+        unsafe { pg_sys::LockRelease(&raw const self.0, pg_sys::ExclusiveLock as i32, false) };
+    }
+}
