@@ -4,7 +4,7 @@ help:
 	@echo 'make demo     install what is missing, then COPY to and from a blob and read a vault secret, with no secret stored'
 	@echo 'make test     the tests, on PostgreSQL 15 and 18'
 	@echo 'make test-peers'
-	@echo '              the tests with Prometheus postgres_exporter, which need Go'
+	@echo '              the tests with Prometheus postgres_exporter and azure-keyvault-emulator, which need Go'
 	@echo 'make install PG_CONFIG=/path/to/pg_config'
 	@echo '              build for release and install into that server (15 to 18)'
 	@echo 'make uninstall PG_CONFIG=/path/to/pg_config'

@@ -108,5 +108,7 @@ MI_PYTHON=$MI_CACHE/python/bin/python
 MI_PGBOUNCER=/usr/sbin/pgbouncer
 if [ ! -x "$MI_PGBOUNCER" ]; then MI_PGBOUNCER=$MI_CACHE/pgbouncer$MI_PGBOUNCER; fi
 MI_POSTGRES_EXPORTER=$MI_CACHE/postgres_exporter/postgres_exporter
+# One that was built elsewhere may be named instead, where Go's proxy has none.
+MI_PEER_VAULT=${MI_PEER_VAULT:-$MI_CACHE/peer_vault/azure-keyvault-emulator}
 
-export PATH PGRX_HOME RUN_AS MI_CACHE PG15_CONFIG PG18_CONFIG MI_AZURITE MI_PYTHON MI_PGBOUNCER MI_POSTGRES_EXPORTER
+export PATH PGRX_HOME RUN_AS MI_CACHE PG15_CONFIG PG18_CONFIG MI_AZURITE MI_PYTHON MI_PGBOUNCER MI_POSTGRES_EXPORTER MI_PEER_VAULT

@@ -13,6 +13,7 @@ pgrx-config/build.sh "$pg_config"
 major=$(mi_major "$pg_config")
 library=$("$pg_config" --pkglibdir)
 extension=$("$pg_config" --sharedir)/extension
+programs=$("$pg_config" --bindir)
 version=$(mi_version)
 target=${CARGO_TARGET_DIR:-target}
 built=$target/library-pg$major
@@ -31,9 +32,9 @@ if [ "$(cat "$checked" 2>/dev/null)" != "$inputs" ]; then
 fi
 
 sudo=()
-if [ ! -w "$library" ] || [ ! -w "$extension" ]; then
+if [ ! -w "$library" ] || [ ! -w "$extension" ] || [ ! -w "$programs" ]; then
     if [ "$(id -u)" = 0 ]; then
-        echo "root cannot write to $library or $extension" >&2
+        echo "root cannot write to $library, $extension or $programs" >&2
         exit 1
     fi
     sudo=(sudo)
@@ -49,6 +50,7 @@ put() { # put MODE FOLDER FILE...: those that are not there as they are here
 control=$built/managed_identity.control
 sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$control"
 put 755 "$library" "$built/managed_identity.so"
+put 755 "$programs" "$target/command/managed-identity"
 put 644 "$extension" "$control" sql/managed_identity--*.sql
 put 644 "$extension/managed_identity" sql/scripts/*
-echo "managed_identity is installed in PostgreSQL $major ($library)"
+echo "managed_identity is installed in PostgreSQL $major ($library), the command managed-identity in $programs"

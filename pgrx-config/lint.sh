@@ -24,10 +24,20 @@ for major in 15 18; do
     fi
 done
 
+tree=$(cargo tree --locked -e features,no-dev -p managed_identity --no-default-features --features command --prefix none)
+grep -q '^clap v' <<<"$tree"
+if grep -E '^(tokio feature "(full|process|rt-multi-thread|signal)"|(native-tls|openssl|openssl-sys|ring|pgrx|pgrx-pg-sys) v)' <<<"$tree" | sort -u; then
+    echo "these must not be linked into the command managed-identity, PostgreSQL least of all" >&2
+    exit 1
+fi
+
 for major in 15 18; do
     echo "== clippy, PostgreSQL $major"
-    cargo clippy --locked --keep-going --workspace --all-targets --no-default-features --features "managed_identity/pg$major" -- -D warnings
+    cargo clippy --locked --keep-going --workspace --all-targets --no-default-features \
+        --features "managed_identity/pg$major,managed_identity/command" -- -D warnings
 done
+echo "== clippy, the command without PostgreSQL"
+cargo clippy --locked --bin managed-identity --no-default-features --features command -- -D warnings
 
 echo "== licences, bans, sources"
 cargo deny --locked check --hide-inclusion-graph licenses bans sources

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # notices.sh check|write
 #
-# notices/THIRD-PARTY-NOTICES: the licences of the crates that are linked into the library, with their authors' notices.
+# notices/THIRD-PARTY-NOTICES: the licences of the crates that are linked into the library or the command, with their authors' notices.
 #
 # cargo-about writes it from the crates themselves. It is committed, as Cargo.lock is, so that nobody needs cargo-about
 # to make a package, and so that a change of what is passed on can be read.
@@ -18,7 +18,7 @@ linked() {
     local target edges=normal,no-proc-macro
     if [ "${1:-}" = generates ]; then edges=normal; fi
     for target in x86_64 aarch64; do
-        cargo tree --locked -p managed_identity -e "$edges" --target "$target-unknown-linux-gnu" --prefix none --format '{p}'
+        cargo tree --locked -p managed_identity --features command -e "$edges" --target "$target-unknown-linux-gnu" --prefix none --format '{p}'
     done | awk '$1 != "managed_identity" { sub(/^v/, "", $2); print $1, $2 }' | LC_ALL=C sort -u
 }
 listed() { sed -n 's/^\([^ ]* [0-9][^ ]*\) (.*)$/\1/p' "$notices" | LC_ALL=C sort -u; }
@@ -34,7 +34,7 @@ case ${1:?check or write?} in
         ;;
     write)
         pgrx-config/setup.sh notices
-        cargo about --color never generate --locked --fail --config pgrx-config/notices/about.toml \
+        cargo about --color never generate --locked --features command --fail --config pgrx-config/notices/about.toml \
             --manifest-path Cargo.toml --output-file "$notices" pgrx-config/notices/notices.hbs
         "$0" check
         echo "written: $notices"

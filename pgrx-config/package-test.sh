@@ -99,15 +99,16 @@ for compiler in cc gcc clang rustc cargo; do
     fi
 done
 
-# 3. Whatever the library is linked to comes from a package that it depends on.
+# 3. Whatever the library and the command are linked to comes from a package that it depends on.
 echo "== dependencies"
 # shellcheck disable=SC2016 # dpkg-query expands it
 depends=$(inside dpkg-query -W -f='${Depends}' "postgresql-$major-managed-identity")
 echo "$depends"
-linked=$(inside ldd "/usr/lib/postgresql/$major/lib/managed_identity.so")
+linked=$(inside ldd "/usr/lib/postgresql/$major/lib/managed_identity.so" "/usr/lib/postgresql/$major/bin/managed-identity")
 if grep 'not found' <<<"$linked"; then exit 1; fi
 grep -q 'libc\.so' <<<"$linked"
-mapfile -t libraries < <(grep -o '/[^ ]*' <<<"$linked")
+mapfile -t libraries < <(grep -v ':$' <<<"$linked" | grep -o '/[^ ]*' | sort -u)
+inside "/usr/lib/postgresql/$major/bin/managed-identity" --version
 for library in "${libraries[@]}"; do
     # dpkg knows a file by one of both names since /lib became a link.
     owner=$(inside dpkg -S "$library" 2>/dev/null || inside dpkg -S "/usr$library")

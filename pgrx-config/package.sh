@@ -51,8 +51,9 @@ pgrx-config/build.sh "$pg_config"
 name=managed_identity-$version-pg$major
 image=$dist/$name-image
 rm -rf "$image"
-mkdir -p "$image/lib" "$image/share/extension/managed_identity" "$image/share/doc/managed_identity"
+mkdir -p "$image/bin" "$image/lib" "$image/share/extension/managed_identity" "$image/share/doc/managed_identity"
 install -m 755 "$target/library-pg$major/managed_identity.so" "$image/lib"
+install -m 755 "$target/command/managed-identity" "$image/bin"
 install -m 644 sql/managed_identity--*.sql "$image/share/extension"
 install -m 644 sql/scripts/* "$image/share/extension/managed_identity"
 sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$image/share/extension/managed_identity.control"
@@ -60,6 +61,7 @@ sed "s/@CARGO_VERSION@/$version/" managed_identity.control >"$image/share/extens
 install -m 644 LICENSE pgrx-config/notices/THIRD-PARTY-NOTICES README.md "$image/share/doc/managed_identity"
 cat >"$image/Containerfile" <<'FILE'
 FROM scratch
+COPY bin /bin
 COPY lib /lib
 COPY share /share
 FILE
@@ -67,14 +69,15 @@ FILE
 # 3. The tarball: the same without what is an image's.
 tree=$work/$name-linux-$(uname -m)
 mkdir "$tree"
-cp -r "$image/lib" "$image/share" "$tree"
+cp -r "$image/bin" "$image/lib" "$image/share" "$tree"
 
 # 4. The package, in the folders of Debian's servers.
 package=postgresql-$major-managed-identity
 deb=$work/deb
 doc=$deb/usr/share/doc/$package
-mkdir -p "$deb/DEBIAN" "$deb/usr/lib/postgresql/$major/lib" "$deb/usr/share/postgresql/$major" "$doc"
+mkdir -p "$deb/DEBIAN" "$deb/usr/lib/postgresql/$major/bin" "$deb/usr/lib/postgresql/$major/lib" "$deb/usr/share/postgresql/$major" "$doc"
 install -m 644 "$image/lib/managed_identity.so" "$deb/usr/lib/postgresql/$major/lib"
+install -m 755 "$image/bin/managed-identity" "$deb/usr/lib/postgresql/$major/bin"
 cp -r "$image/share/extension" "$deb/usr/share/postgresql/$major"
 install -m 644 README.md pgrx-config/notices/THIRD-PARTY-NOTICES "$doc"
 gzip -n -9 "$doc/THIRD-PARTY-NOTICES"
@@ -82,7 +85,7 @@ cat LICENSE - >"$doc/copyright" <<COPYRIGHT
 
 ----------------------------------------------------------------------------
 
-The library managed_identity.so also holds the Rust crates, and the part of
+The library managed_identity.so and the command managed-identity also hold the Rust crates, and the part of
 Rust's own library, that are listed with their authors' notices and licences in
 /usr/share/doc/$package/THIRD-PARTY-NOTICES.gz.
 On Debian systems the text of the Apache License 2.0, which many of them are
@@ -98,7 +101,8 @@ CHANGELOG
 # dpkg-shlibdeps wants a source package around it.
 mkdir "$work/debian"
 printf 'Source: managed-identity\n\nPackage: %s\nArchitecture: any\n' "$package" >"$work/debian/control"
-libraries=$(cd "$work" && dpkg-shlibdeps -O deb/usr/lib/postgresql/*/lib/managed_identity.so | sed -n 's/^shlibs:Depends=//p')
+libraries=$(cd "$work" && dpkg-shlibdeps -O deb/usr/lib/postgresql/*/lib/managed_identity.so \
+    deb/usr/lib/postgresql/*/bin/managed-identity | sed -n 's/^shlibs:Depends=//p')
 # As dpkg-gencontrol counts, which asks no file system how large its folders are.
 kilobytes=$(find "$deb/usr" \( -type f -printf '%s\n' -o -printf '1\n' \) | awk '{ sum += int(($1 + 1023) / 1024) } END { print sum }')
 cat >"$deb/DEBIAN/control" <<CONTROL

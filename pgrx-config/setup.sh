@@ -13,6 +13,7 @@ pgrx_version=$(sed -n 's/^pgrx = .*"=\([0-9.]*\)".*/\1/p' Cargo.toml)
 deny_version=0.20.2
 about_version=0.9.3
 exporter_version=0.20.1
+peer_vault_version=0.7.0
 requirements=tests/emulator/tests/python/requirements.txt
 
 # 1. What is given. This script touches nobody's Rust or node.
@@ -36,8 +37,8 @@ case $goal in
         fi
         ;;
 esac
-if [ "$goal" = test-peers ] && ! at_least 1.25 go version; then
-    wanted+=("go 1.25 or newer, for Prometheus' postgres_exporter: https://go.dev/doc/install")
+if [ "$goal" = test-peers ] && ! at_least 1.26 go version; then
+    wanted+=("go 1.26 or newer, for Prometheus' postgres_exporter and azure-keyvault-emulator: https://go.dev/doc/install")
 fi
 if [ ${#wanted[@]} != 0 ]; then
     echo "make $goal needs these; please install them first:" >&2
@@ -53,7 +54,7 @@ pieces=()
 case $goal in
     demo) pieces=(cargo-pgrx azurite python) ;;
     test) pieces=(cargo-pgrx azurite python pgbouncer) servers=(15 18) regress=(15 18) ;;
-    test-peers) pieces=(cargo-pgrx azurite exporter) ;;
+    test-peers) pieces=(cargo-pgrx azurite exporter peer-vault) ;;
     bench) pieces=(cargo-pgrx azurite python) servers=(18) ;;
     lint) pieces=(cargo-deny) servers=(15 18) ;;
     install) pieces=(cargo-pgrx) ;;
@@ -67,7 +68,7 @@ case $goal in
 esac
 case $goal in
     demo) packages+=(python3-venv) ;;
-    test) packages+=(python3-venv procps libfaketime) ;;
+    test) packages+=(python3-venv procps libfaketime openssl bsdutils) ;;
     bench) packages+=(python3-venv curl) ;;
     lint) packages+=(shellcheck) ;;
     package) packages+=(dpkg-dev git) ;;
@@ -105,6 +106,10 @@ present() {
         cargo-about) [ "$(cargo about --version 2>/dev/null)" = "cargo-about $about_version" ] ;;
         azurite) cmp -s pgrx-config/azurite/package-lock.json "$MI_CACHE/azurite/package-lock.json" ;;
         exporter) [ "$(cat "$MI_CACHE/postgres_exporter/version" 2>/dev/null)" = "$exporter_version" ] ;;
+        peer-vault)
+            [ "$MI_PEER_VAULT" != "$MI_CACHE/peer_vault/azure-keyvault-emulator" ] ||
+                [ "$(cat "$MI_CACHE/peer_vault/version" 2>/dev/null)" = "$peer_vault_version" ]
+            ;;
         python) cmp -s "$requirements" "$MI_CACHE/python/requirements.txt" ;;
         pgbouncer) [ -x "$MI_PGBOUNCER" ] ;;
         server-*) [ -x "$(mi_pg_config "${1#server-}")" ] ;;
@@ -188,6 +193,7 @@ for piece in "${steps[@]}"; do
         cargo-deny) echo "  cargo-deny $deny_version, compiled (4 minutes)" ;;
         cargo-about) echo "  cargo-about $about_version, compiled (4 minutes)" ;;
         exporter) echo "  Prometheus' postgres_exporter $exporter_version, compiled by Go (1 minute)" ;;
+        peer-vault) echo "  azure-keyvault-emulator $peer_vault_version, compiled by Go (2 minutes)" ;;
         azurite) echo "  Azurite, from npm (30 seconds)" ;;
         python) echo "  Microsoft's clients for Python, from PyPI (20 seconds)" ;;
         pgbouncer) echo "  PgBouncer, unpacked from apt's package (5 seconds)" ;;
@@ -227,6 +233,11 @@ add() {
                 go install "github.com/prometheus-community/postgres_exporter/cmd/postgres_exporter@v$exporter_version"
             # Last, for its presence says that the rest is there.
             echo "$exporter_version" >"$MI_CACHE/postgres_exporter/version"
+            ;;
+        peer-vault)
+            GOBIN=$MI_CACHE/peer_vault \
+                go install "github.com/calvinchengx/azure-keyvault-emulator/cmd/azure-keyvault-emulator@v$peer_vault_version"
+            echo "$peer_vault_version" >"$MI_CACHE/peer_vault/version"
             ;;
         python)
             rm -rf "$MI_CACHE/python"

@@ -1,7 +1,143 @@
 -- What CREATE EXTENSION managed_identity runs at version 0.1.0: written by pgrx-config/release-sql.sh.
 
 /* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."diagnose"(
+	"vault" name,
+	"key" TEXT DEFAULT NULL
+) RETURNS TABLE (
+	"step" TEXT,
+	"status" TEXT,
+	"detail" TEXT,
+	"hint" TEXT
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'diagnose_vault_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.secret_properties(vault name, name text, version text DEFAULT NULL, OUT id text, OUT content_type text, OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT tags jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'secret_properties_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.encrypt(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.wrap_key(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'wrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.sign(vault name, key text, digest bytea, algorithm text DEFAULT 'PS256', OUT kid text, OUT signature bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sign_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt"(
+	"vault" name,
+	"kid" TEXT,
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.key(vault name, name text, version text DEFAULT NULL, OUT kid text, OUT key_type text, OUT key_ops text[], OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT jwk jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."unwrap_key"(
+	"vault" name,
+	"kid" TEXT,
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'unwrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'secret_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."verify"(
+	"vault" name,
+	"kid" TEXT,
+	"digest" bytea,
+	"signature" bytea,
+	"algorithm" TEXT DEFAULT 'PS256'
+) RETURNS bool
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."key_versions"(
+	"vault" name,
+	"name" TEXT
+) RETURNS TABLE (
+	"kid" TEXT,
+	"enabled" bool,
+	"not_before" timestamp with time zone,
+	"expires_at" timestamp with time zone,
+	"created_at" timestamp with time zone,
+	"updated_at" timestamp with time zone
+)
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'key_versions_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS managed_identity;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."stat_requests"() RETURNS TABLE (
+	"kind" TEXT,
+	"server" TEXT,
+	"operation" TEXT,
+	"requests" bigint,
+	"retries" bigint,
+	"throttled" bigint,
+	"errors" bigint,
+	"bytes_in" bigint,
+	"bytes_out" bigint,
+	"total_time_ms" double precision,
+	"last_error" TEXT,
+	"last_error_at" timestamp with time zone,
+	"stats_reset" timestamp with time zone,
+	"database" TEXT
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'stat_requests_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -12,26 +148,6 @@ AS 'MODULE_PATHNAME', 'stat_reset_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
-	"version" TEXT,
-	"preloaded" bool,
-	"worker_pid" INT,
-	"source" TEXT,
-	"roots" TEXT,
-	"slots_used" INT,
-	"slots_total" INT,
-	"next_expiry_seconds" bigint
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'status_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 CREATE  FUNCTION managed_identity."forget_tokens"(
 	"resource" TEXT DEFAULT NULL,
 	"identity" name DEFAULT NULL
@@ -39,17 +155,6 @@ CREATE  FUNCTION managed_identity."forget_tokens"(
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
-	"alias" TEXT,
-	"resource" TEXT,
-	"description" TEXT
-)
-STRICT STABLE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -76,13 +181,14 @@ AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."authorization_header"(
+CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
+	"alias" TEXT,
 	"resource" TEXT,
-	"identity" name DEFAULT NULL
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
+	"description" TEXT
+)
+STRICT STABLE PARALLEL SAFE
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
+AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -90,6 +196,16 @@ CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
 STRICT VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'detected_source_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."authorization_header"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -108,6 +224,26 @@ AS 'MODULE_PATHNAME', 'diagnose_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
+	"version" TEXT,
+	"preloaded" bool,
+	"worker_pid" INT,
+	"source" TEXT,
+	"roots" TEXT,
+	"slots_used" INT,
+	"slots_total" INT,
+	"next_expiry_seconds" bigint
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE  FUNCTION managed_identity."managed_identity_validator"(
 	"options" TEXT[],
 	"catalog" oid
@@ -115,28 +251,6 @@ CREATE  FUNCTION managed_identity."managed_identity_validator"(
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."stat_requests"() RETURNS TABLE (
-	"kind" TEXT,
-	"server" TEXT,
-	"operation" TEXT,
-	"requests" bigint,
-	"retries" bigint,
-	"throttled" bigint,
-	"errors" bigint,
-	"bytes_in" bigint,
-	"bytes_out" bigint,
-	"total_time_ms" double precision,
-	"last_error" TEXT,
-	"last_error_at" timestamp with time zone,
-	"stats_reset" timestamp with time zone,
-	"database" TEXT
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'stat_requests_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -151,21 +265,76 @@ AS 'MODULE_PATHNAME', 'access_token_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_storage;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_storage."azure_storage_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt_value"(
+	"ciphertext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."revalidate_data_keys"(
+	"vault" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'revalidate_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rotate_data_key"(
+	"name" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."create_data_key"(
+	"name" TEXT,
+	"vault" name,
+	"key" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'create_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."encrypt_value"(
+	"data_key" TEXT,
+	"plaintext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'encrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.encrypt_text(data_key text, plaintext text, context bytea DEFAULT ''::bytea) RETURNS bytea VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_text_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.data_keys_changed() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rewrap_data_keys"(
+	"vault" name DEFAULT NULL,
+	"to_vault" name DEFAULT NULL,
+	"to_key" TEXT DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rewrap_data_keys_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -187,26 +356,16 @@ AS 'MODULE_PATHNAME', 'data_keys_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.data_key_of(ciphertext bytea, OUT name text, OUT generation integer) RETURNS record VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'data_key_of_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE  FUNCTION azure_key_vault."lock_data_keys"(
 	"vault" name DEFAULT NULL
 ) RETURNS INT
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'lock_data_keys_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.data_key_of(ciphertext bytea, OUT name text, OUT generation integer) RETURNS record VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'data_key_of_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."decrypt_value"(
-	"ciphertext" bytea,
-	"context" bytea DEFAULT ''::bytea
-) RETURNS bytea
-VOLATILE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'decrypt_value_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -220,179 +379,17 @@ AS 'MODULE_PATHNAME', 'decrypt_text_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."encrypt_value"(
-	"data_key" TEXT,
-	"plaintext" bytea,
-	"context" bytea DEFAULT ''::bytea
-) RETURNS bytea
-VOLATILE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'encrypt_value_wrapper';
+CREATE SCHEMA IF NOT EXISTS azure_storage;
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."create_data_key"(
-	"name" TEXT,
-	"vault" name,
-	"key" TEXT
-) RETURNS void
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'create_data_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.encrypt_text(data_key text, plaintext text, context bytea DEFAULT ''::bytea) RETURNS bytea VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_text_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."revalidate_data_keys"(
-	"vault" name DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'revalidate_data_keys_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."rewrap_data_keys"(
-	"vault" name DEFAULT NULL,
-	"to_vault" name DEFAULT NULL,
-	"to_key" TEXT DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'rewrap_data_keys_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."rotate_data_key"(
-	"name" TEXT
-) RETURNS void
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault."data_keys_changed"()
-	RETURNS TRIGGER
-	LANGUAGE c
-	AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."unwrap_key"(
-	"vault" name,
-	"kid" TEXT,
-	"ciphertext" bytea,
-	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
-) RETURNS bytea
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'unwrap_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.encrypt(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
+CREATE  FUNCTION azure_storage."azure_storage_validator"(
 	"options" TEXT[],
 	"catalog" oid
 ) RETURNS void
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.wrap_key(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'wrap_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.secret_properties(vault name, name text, version text DEFAULT NULL, OUT id text, OUT content_type text, OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT tags jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'secret_properties_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."diagnose"(
-	"vault" name,
-	"key" TEXT DEFAULT NULL
-) RETURNS TABLE (
-	"step" TEXT,
-	"status" TEXT,
-	"detail" TEXT,
-	"hint" TEXT
-)
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'diagnose_vault_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."key_versions"(
-	"vault" name,
-	"name" TEXT
-) RETURNS TABLE (
-	"kid" TEXT,
-	"enabled" bool,
-	"not_before" timestamp with time zone,
-	"expires_at" timestamp with time zone,
-	"created_at" timestamp with time zone,
-	"updated_at" timestamp with time zone
-)
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'key_versions_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.sign(vault name, key text, digest bytea, algorithm text DEFAULT 'PS256', OUT kid text, OUT signature bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sign_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."verify"(
-	"vault" name,
-	"kid" TEXT,
-	"digest" bytea,
-	"signature" bytea,
-	"algorithm" TEXT DEFAULT 'PS256'
-) RETURNS bool
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'verify_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."decrypt"(
-	"vault" name,
-	"kid" TEXT,
-	"ciphertext" bytea,
-	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
-) RETURNS bytea
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'decrypt_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.key(vault name, name text, version text DEFAULT NULL, OUT kid text, OUT key_type text, OUT key_ops text[], OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT jwk jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'key_wrapper';
+AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -13,11 +13,13 @@
 //! | [`http`] | requests and failures as values; the client, its runtime, the one gate for credentials |
 //!
 //! `sql` calls `pg`, `pg` calls the rest, all call `http`; never back. Only `pg` and `sql` may name
-//! PostgreSQL, and unsafe code stands in `pg` alone.
+//! PostgreSQL, and unsafe code stands in `pg` alone. Without one of the features `pg15` to `pg18` these two are not
+//! there: so the command `managed-identity` (`src/bin`) is built, on the same rooms below them.
 
 // Here and not in the workspace's lints: cargo-pgrx compiles the embed binary from text of its own.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "pgrx")]
 use pgrx::prelude::*;
 
 #[cfg(not(panic = "unwind"))]
@@ -29,19 +31,24 @@ pub mod blob;
 pub mod http;
 #[forbid(unsafe_code)]
 pub mod identity;
+#[cfg(feature = "pgrx")]
 pub mod pg;
+#[cfg(feature = "pgrx")]
 mod sql;
 #[forbid(unsafe_code)]
 pub mod token;
 #[forbid(unsafe_code)]
 pub mod vault;
 
+#[cfg(feature = "pgrx")]
 ::pgrx::pg_module_magic!(name, version);
 
+#[cfg(feature = "pgrx")]
 extension_sql_file!("../sql/bootstrap.sql", name = "bootstrap", finalize);
 
 /// Runs in every process that loads the library: defines settings and, while preloading, asks for
 /// shared memory. Fails for nothing and waits for nothing.
+#[cfg(feature = "pgrx")]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::init();

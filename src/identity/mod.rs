@@ -1,5 +1,5 @@
 //! Who the server is: the identities an endpoint can be asked for, the resources a token can be for,
-//! and the clouds. One file per source builds its request and reads its answer; nothing here sends.
+//! and the clouds. One file per source builds its request and reads its answer; [`fetch`] alone sends.
 
 mod answer;
 mod assertion;
@@ -9,6 +9,7 @@ pub mod detection;
 pub mod diagnosis;
 pub mod environment;
 pub mod federated;
+pub mod fetch;
 pub mod hosts;
 pub mod imds;
 pub mod resource;

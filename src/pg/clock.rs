@@ -1,25 +1,15 @@
 //! The two clocks: what a token's end is compared with, and what waits and leases are measured by.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use nix::time::{ClockId, clock_gettime};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 
-/// Unix time in seconds.
-pub fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
-}
+pub use crate::token::clock::now;
 
 /// Milliseconds of the clock that no one sets. All processes of a machine share it, which Rust's
 /// `Instant` does not promise; a lease in shared memory needs that.
 pub fn monotonic() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1000 + time.tv_nsec() / 1_000_000)
-}
-
-/// A number from 0 to 1 that differs between servers and calls; nothing depends on it being secret.
-pub fn jitter() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| f64::from(since.subsec_micros() % 1000) / 1000.0)
 }
 
 /// Unix seconds as SQL shows them; `None` for 0, which stands for "never", and for what no timestamp can be.

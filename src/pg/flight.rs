@@ -16,6 +16,7 @@ use pgrx::prelude::*;
 use super::cache::{self, Locked, Slot, Wanted};
 use super::{clock, interrupts, restricted, settings, worker};
 use crate::http::failure::{Failure, Kind};
+pub use crate::identity::fetch::Refusal;
 use crate::token::{AccessToken, expiry};
 
 /// How long nobody asks after a failure of the network or the endpoint, unless it names a time.
@@ -37,12 +38,6 @@ pub struct Asked<'a> {
     pub source: &'a str,
     /// The identity's options, for the worker.
     pub options: &'a str,
-}
-
-/// Why the endpoint gave no token, and how long it wants to be left alone.
-pub struct Refusal {
-    pub failure: Failure,
-    pub wait: Option<Duration>,
 }
 
 /// A token and, when it is kept, where: a copy is good while the slot's generation is the same.

@@ -4,6 +4,7 @@
 #![deny(ffi_unwind_calls)]
 
 pub mod access_log;
+mod allocator;
 pub mod bytes;
 pub mod cache;
 pub mod clock;

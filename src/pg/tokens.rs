@@ -4,22 +4,19 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest as hash};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::error::{OrRaise, error, tell};
-use super::flight::{self, Asked, Refusal, Served};
+use super::flight::{self, Asked, Served};
 use super::identities::{self, KnownIdentity};
 use super::stats::{Operation, Tally};
 use super::{access_log, cache, clock, servers, settings};
-use crate::http::client;
 use crate::http::failure::{Failure, Kind};
-use crate::http::retry;
-use crate::http::traffic::Traffic;
 use crate::identity::cloud::description;
+pub use crate::identity::fetch::fetch;
 use crate::identity::{Resource, Source};
 use crate::token::AccessToken;
 use crate::token::claims::claims;
@@ -205,35 +202,6 @@ fn say_if_not_shared() {
         let report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, what, "").set_hint(hint);
         tell(report, PgLogLevel::NOTICE);
     }
-}
-
-/// Asks the source. Runs inside the runtime: no PostgreSQL here.
-pub async fn fetch(
-    source: &Source,
-    resource: &Resource,
-    options: &client::Options,
-    left: Duration,
-    traffic: &Traffic,
-) -> Result<AccessToken, Refusal> {
-    let fetched = fetched(source, resource, options, left, traffic).await;
-    // Counted here, for who has an old token that is still good is not told.
-    fetched.inspect_err(|refusal| traffic.failed(&refusal.failure))
-}
-
-async fn fetched(
-    source: &Source,
-    resource: &Resource,
-    options: &client::Options,
-    left: Duration,
-    traffic: &Traffic,
-) -> Result<AccessToken, Refusal> {
-    let plain = |failure| Refusal { failure, wait: None };
-    let request = || source.request(resource);
-    let answer = client::ask_anew(options, source.purpose(), request, source.worth_a_retry(), left, traffic)
-        .await
-        .map_err(|unanswered| plain(source.unanswered(unanswered)))?;
-    let wait = retry::asked_for(&answer, SystemTime::now());
-    source.read(&answer, clock::now(), clock::jitter()).map_err(|failure| Refusal { failure, wait })
 }
 
 /// The rows of `resource_aliases`: alias, resource in the configured cloud, what it opens.

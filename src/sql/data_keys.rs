@@ -139,11 +139,12 @@ mod azure_key_vault {
     }
 
     /// Tells all sessions that rows of data keys have changed.
-    #[pg_trigger]
-    fn data_keys_changed<'a>(
-        trigger: &'a pgrx::PgTrigger<'a>,
-    ) -> Result<Option<pgrx::heap_tuple::PgHeapTuple<'a, pgrx::AllocatedByPostgres>>, pgrx::PgTriggerError> {
-        table::changed(trigger.relid()?);
-        Ok(None)
+    #[pg_extern(
+        volatile,
+        sql = "CREATE FUNCTION azure_key_vault.data_keys_changed() RETURNS trigger LANGUAGE c \
+               AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';"
+    )]
+    fn data_keys_changed(call: pg_sys::FunctionCallInfo) {
+        table::changed(call);
     }
 }

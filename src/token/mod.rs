@@ -2,6 +2,7 @@
 
 mod access_token;
 pub mod claims;
+pub mod clock;
 pub mod expiry;
 pub mod pool;
 

@@ -34,13 +34,18 @@ const TAG: usize = 16;
 /// What an encrypted value is longer than its plaintext.
 pub const OVERHEAD: usize = HEADER + NONCE + TAG;
 
-/// A data key as it was made or unwrapped.
-pub type Secret = Zeroizing<[u8; KEY_LENGTH]>;
+/// A data key as it was made or unwrapped. Boxed, because a move of the bytes would leave them behind.
+pub type Secret = Box<Zeroizing<[u8; KEY_LENGTH]>>;
+
+/// A place for a data key.
+pub fn no_secret() -> Secret {
+    Box::new(Zeroizing::new([0; KEY_LENGTH]))
+}
 
 /// 256 bits of the operating system's randomness.
 pub fn new_secret() -> Result<Secret, Failure> {
-    let mut secret = Zeroizing::new([0; KEY_LENGTH]);
-    rand::fill(&mut *secret).map_err(|_| no_randomness())?;
+    let mut secret = no_secret();
+    rand::fill(&mut **secret).map_err(|_| no_randomness())?;
     Ok(secret)
 }
 
@@ -57,7 +62,7 @@ fn no_randomness() -> Failure {
 
 /// What is kept beside a wrapped key: an unwrapped key that does not give the same is another key.
 pub fn check_value(secret: &Secret) -> [u8; CHECK_LENGTH] {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &**secret);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &***secret);
     let mut value = [0; CHECK_LENGTH];
     value.copy_from_slice(hmac::sign(&key, b"managed_identity data key check").as_ref());
     value
@@ -91,7 +96,7 @@ pub struct DataKey {
 
 impl DataKey {
     pub fn new(id: KeyId, secret: &Secret) -> Result<Self, Failure> {
-        let key = UnboundCipherKey::new(&cipher::AES_256, &**secret).and_then(EncryptingKey::ecb);
+        let key = UnboundCipherKey::new(&cipher::AES_256, &***secret).and_then(EncryptingKey::ecb);
         Ok(Self { id, block: key.map_err(|_| Failure::new(Kind::Local, "could not set up a data key"))? })
     }
 
@@ -170,7 +175,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8, id: KeyId) -> DataKey {
-        DataKey::new(id, &Zeroizing::new([byte; KEY_LENGTH])).expect("a key")
+        DataKey::new(id, &Box::new(Zeroizing::new([byte; KEY_LENGTH]))).expect("a key")
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -228,10 +233,10 @@ mod tests {
 
     #[test]
     fn a_check_value_is_of_one_key_and_of_its_whole_length() {
-        let secret = Zeroizing::new([5; KEY_LENGTH]);
+        let secret = Box::new(Zeroizing::new([5; KEY_LENGTH]));
         let check = check_value(&secret);
         assert!(is_key_of(&secret, &check));
-        assert!(!is_key_of(&Zeroizing::new([6; KEY_LENGTH]), &check));
+        assert!(!is_key_of(&Box::new(Zeroizing::new([6; KEY_LENGTH])), &check));
         assert!(!is_key_of(&secret, &check[..16]) && !is_key_of(&secret, b""));
     }
 
@@ -243,7 +248,7 @@ mod tests {
         key.seal_with(*b"ABCDEFGHIJKLMNOPQRSTUVWX", b"salary", b"hr", &mut value).expect("sealed");
         assert_eq!(opened(&key, &value, b"hr").as_deref(), Ok(&b"salary"[..]));
         assert_eq!(hex(&value), DOCUMENTED);
-        assert_eq!(hex(&check_value(&Zeroizing::new([1; KEY_LENGTH]))), DOCUMENTED_CHECK);
+        assert_eq!(hex(&check_value(&Box::new(Zeroizing::new([1; KEY_LENGTH])))), DOCUMENTED_CHECK);
     }
 
     const DOCUMENTED: &str = "414b5601303132333435363738396162636465664142434445464748494a4b4c4d4e4f50515253545556\

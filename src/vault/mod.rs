@@ -1,8 +1,9 @@
-//! Key Vault's requests and answers, and what is encrypted under its keys. Nothing here sends.
+//! Key Vault's requests and answers, and what is encrypted under its keys. [`ask`](mod@ask) alone sends.
 
 pub mod access;
 pub mod algorithm;
 pub mod answer;
+pub mod ask;
 pub mod diagnosis;
 pub mod envelope;
 pub mod key;

@@ -219,11 +219,11 @@ impl<'v> Target<'v> {
             Some((kid, place)) => {
                 let public = load::public_key(self.vault, kid, place);
                 let public = public.unwrap_or_else(|| raise(Failure::new(Kind::Protocol, "the vault's key is gone")));
-                record.wrapped = public.wrap_oaep_sha256(&**secret).or_raise();
+                record.wrapped = public.wrap_oaep_sha256(&secret[..]).or_raise();
                 (kid.clone(), place_of(self.vault, kid))
             }
             None => {
-                let done = self.operate(KeyOperation::Wrap, Operation::Wrap, None, WRAPPING, &**secret).or_raise();
+                let done = self.operate(KeyOperation::Wrap, Operation::Wrap, None, WRAPPING, &secret[..]).or_raise();
                 record.wrapped = done.value.to_vec();
                 let place = place_of(self.vault, &done.kid);
                 (done.kid, place)

@@ -13,7 +13,7 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anony
 use zeroize::Zeroizing;
 
 use crate::http::failure::{Failure, Kind};
-use crate::vault::envelope::{DataKey, KEY_LENGTH, KeyId, Secret};
+use crate::vault::envelope::{DataKey, KEY_LENGTH, KeyId, Secret, no_secret};
 
 const PAGE: usize = 4096;
 
@@ -78,10 +78,10 @@ pub fn seal(id: &KeyId, secret: &Secret) -> Result<Sealed, Failure> {
     let failed = |_| Failure::new(Kind::Local, "could not protect a data key");
     let mut sealed = Sealed { nonce: [0; NONCE_LEN], bytes: [0; KEY_LENGTH + 16] };
     rand::fill(&mut sealed.nonce).map_err(failed)?;
-    let mut text = Zeroizing::new(**secret);
+    let mut text = secret.clone();
     let nonce = Nonce::assume_unique_for_key(sealed.nonce);
-    let tag = boot_key()?.seal_in_place_separate_tag(nonce, Aad::from(id), &mut *text).map_err(failed)?;
-    sealed.bytes[..KEY_LENGTH].copy_from_slice(&*text);
+    let tag = boot_key()?.seal_in_place_separate_tag(nonce, Aad::from(id), &mut text[..]).map_err(failed)?;
+    sealed.bytes[..KEY_LENGTH].copy_from_slice(&text[..]);
     sealed.bytes[KEY_LENGTH..].copy_from_slice(tag.as_ref());
     Ok(sealed)
 }
@@ -90,9 +90,9 @@ pub fn seal(id: &KeyId, secret: &Secret) -> Result<Sealed, Failure> {
 pub fn open(id: &KeyId, sealed: &Sealed) -> Result<Secret, Failure> {
     let failed = |_| Failure::new(Kind::Local, "a data key in shared memory is damaged");
     let (text, tag) = sealed.bytes.split_at(KEY_LENGTH);
-    let mut secret = Zeroizing::new([0; KEY_LENGTH]);
+    let mut secret = no_secret();
     let nonce = Nonce::assume_unique_for_key(sealed.nonce);
-    boot_key()?.open_separate_gather(nonce, Aad::from(id), text, tag, &mut *secret).map_err(failed)?;
+    boot_key()?.open_separate_gather(nonce, Aad::from(id), text, tag, &mut secret[..]).map_err(failed)?;
     Ok(secret)
 }
 
@@ -145,9 +145,9 @@ impl Drop for Kept {
     }
 }
 
-/// Overwrites the part of the stack that calls from here have used.
+/// Overwrites the part of the stack that calls from here have used: ciphers keep their keys there meanwhile.
 #[inline(never)]
 pub fn wipe_stack() {
-    let mut used = Zeroizing::new([0u8; 16 * 1024]);
+    let mut used = Zeroizing::new([0u8; 64 * 1024]);
     std::hint::black_box(&mut *used);
 }

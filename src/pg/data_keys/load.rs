@@ -17,13 +17,12 @@ use crate::pg::error::{OrRaise, error, raise};
 use crate::pg::stats::Operation;
 use crate::pg::vault::Vault;
 use crate::pg::{clock, restricted, worker};
-use crate::vault::envelope::{self, KEY_LENGTH, Secret};
+use crate::vault::envelope::{self, KEY_LENGTH, Secret, no_secret};
 use crate::vault::key::{self, Key, RsaPublic, unusable};
 use crate::vault::kid::Kid;
 use crate::vault::operation::{self, KeyOperation};
 use crate::vault::record::{Record, SIGNING, WRAPPING, digest_of};
 use crate::vault::watch::State;
-use zeroize::Zeroizing;
 
 /// Milliseconds in which a failure of the vault or the network is everybody's.
 const PAUSE: i64 = 2_000;
@@ -210,7 +209,7 @@ pub fn unwrapped(vault: &Vault, kid: &Kid, wrapped: &[u8]) -> Result<Secret, Fai
     let request = operation::request(&vault.access, unwrap, name, Some(kid.version()), WRAPPING, wrapped)?;
     let done =
         vault.answered(Operation::Unwrap, request, |answer| operation::read(&vault.access, unwrap, answer, name))?;
-    let mut secret = Zeroizing::new([0; KEY_LENGTH]);
+    let mut secret = no_secret();
     if done.value.len() != KEY_LENGTH {
         return Err(Failure::new(Kind::InvalidValue, "what was unwrapped is no data key"));
     }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::memory::{self, VAULT_KEYS, VaultKey};
 use super::watching::Place;
-use crate::http::client::{self, Purpose};
+use crate::http::client;
 use crate::http::failure::{Failure, Kind};
 use crate::http::request::{Answer, Request};
 use crate::http::traffic::Traffic;
-use crate::identity::{Identity, Source};
+use crate::identity::{Identity, Source, fetch};
 use crate::pg::flight;
 use crate::pg::stats::{Operation, Tally};
 use crate::pg::{cache, clock, settings, tokens};
@@ -22,8 +22,7 @@ use crate::vault::key;
 use crate::vault::kid::Kid;
 use crate::vault::operation::{self, KeyOperation};
 use crate::vault::record::WRAPPING;
-use crate::vault::{envelope, refusal};
-use zeroize::Zeroizing;
+use crate::vault::{ask, envelope};
 
 /// Milliseconds that a vault key is remembered which wraps nothing that is kept.
 const UNUSED: i64 = 86_400_000;
@@ -135,14 +134,18 @@ async fn tried(prepared: &Prepared, due: &Due) -> Result<(), Failure> {
     let (access, name, version) = (&prepared.access, prepared.kid.name(), prepared.kid.version());
     let unwrap = KeyOperation::Unwrap;
     let request = operation::request(access, unwrap, name, Some(version), WRAPPING, due.known.sample.get())?;
-    let (answer, token) = ask(prepared, request, token, traffic).await?;
+    let (answer, token) = asked(prepared, request, token, traffic).await?;
     let done = operation::read(access, unwrap, &answer, name).map_err(|failure| blame_the_clock(failure, &answer))?;
-    let secret = <[u8; envelope::KEY_LENGTH]>::try_from(&**done.value).map(Zeroizing::new);
-    if !secret.is_ok_and(|secret| envelope::is_key_of(&secret, &due.known.check)) {
+    let mut secret = envelope::no_secret();
+    let fits = done.value.len() == secret.len();
+    if fits {
+        secret.copy_from_slice(&done.value);
+    }
+    if !(fits && envelope::is_key_of(&secret, &due.known.check)) {
         return Err(Failure::new(Kind::NotAuthentic, "the vault unwrapped another key than it did before"));
     }
     let request = key::request(access, name, Some(version))?;
-    let (answer, _) = ask(prepared, request, token, traffic).await?;
+    let (answer, _) = asked(prepared, request, token, traffic).await?;
     match key::read(access, &answer, name) {
         Ok(key) => key::unusable(&key, answer.sent_at().unwrap_or_else(clock::now)).map_or(Ok(()), Err),
         Err(failure) if failure.kind == Kind::NotAuthorized => Ok(()),
@@ -152,11 +155,11 @@ async fn tried(prepared: &Prepared, due: &Due) -> Result<(), Failure> {
 
 async fn fresh(prepared: &Prepared, traffic: &Traffic) -> Result<AccessToken, Failure> {
     let Prepared { access, source, options, .. } = prepared;
-    tokens::fetch(source, &access.resource, options, LONGEST, traffic).await.map_err(|refusal| refusal.failure)
+    fetch::fetch(source, &access.resource, options, LONGEST, traffic).await.map_err(|refusal| refusal.failure)
 }
 
 /// Asks with the token, and once more with a new one when the vault refuses that: it may have been revoked.
-async fn ask(
+async fn asked(
     prepared: &Prepared,
     mut request: Request,
     mut token: AccessToken,
@@ -164,10 +167,8 @@ async fn ask(
 ) -> Result<(Answer, AccessToken), Failure> {
     let mut tries = 0;
     loop {
-        prepared.access.destination.attach(&request.url, &mut request.headers, token.bearer()?)?;
-        let worth = refusal::is_worth_a_retry;
-        let asked = client::ask(&prepared.options, Purpose::Service, &request, worth, LONGEST, traffic).await;
-        let answer = asked.map_err(Failure::from)?;
+        let Prepared { access, options, .. } = prepared;
+        let answer = ask::ask(access, options, &mut request, &token, LONGEST, traffic).await?;
         tries += 1;
         if answer.status != 401 || tries == 2 {
             return Ok((answer, token));

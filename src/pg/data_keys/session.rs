@@ -6,7 +6,7 @@ use std::ffi::CString;
 
 use pgrx::prelude::*;
 
-use super::guarded::Kept;
+use super::guarded::{Kept, wipe_stack};
 use super::{access, load, memory, require_preloaded, table};
 use crate::pg::bytes::Bytea;
 use crate::pg::error::{OrRaise, raise};
@@ -104,8 +104,10 @@ fn fetch(id: &KeyId, checked: (u64, u64)) -> Copy {
     let row = table::by_id(id).unwrap_or_else(|| access::unknown_id());
     let (vault, kid) = access::way_of(&row.record);
     let loaded = load::load(&row.record, &vault, &kid);
+    let key = Kept::new(*id, &loaded.secret);
+    wipe_stack();
     Copy {
-        key: Kept::new(*id, &loaded.secret).or_raise(),
+        key: key.or_raise(),
         name: row.record.name,
         server: vault.server,
         server_name: vault.name,

@@ -70,10 +70,22 @@ pub fn changes() -> u64 {
     CHANGES.get()
 }
 
-/// What the trigger does.
-pub fn changed(relation: pg_sys::Oid) {
-    // SAFETY: queues a message that is sent when the transaction commits.
-    unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
+/// What the trigger does. 39P01 for who calls it himself.
+pub fn changed(call: pg_sys::FunctionCallInfo) {
+    // SAFETY: a call's own data, which is a trigger's where it says so; the message that is queued is sent when the
+    // transaction commits.
+    unsafe {
+        if !pgrx::trigger_support::called_as_trigger(call) {
+            error(
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "trigger functions can only be called as triggers",
+                None,
+                None,
+            );
+        }
+        let trigger: *mut pg_sys::TriggerData = (*call).context.cast();
+        pg_sys::CacheInvalidateRelcache((*trigger).tg_relation);
+    }
 }
 
 /// The row of this id.

@@ -1,7 +1,9 @@
-//! A reverse proxy over https before a blob service or a vault: it logs, and applies faults, but changes nothing.
+//! A reverse proxy over https before a blob service or a vault: it logs, and applies faults, but changes nothing,
+//! unless an upstream needs it: see [`Proxy::join_slashes`].
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,6 +34,7 @@ pub struct Proxy {
     server: Server,
     log: Log,
     faults: Faults,
+    joins_slashes: Arc<AtomicBool>,
 }
 
 impl Proxy {
@@ -49,10 +52,17 @@ impl Proxy {
             .pool_idle_timeout(IDLE)
             .build(connector);
         let (log, faults) = (Log::new("proxy"), Faults::default());
-        let upstream = Upstream { scheme, authority, client };
+        let joins_slashes = Arc::new(AtomicBool::new(false));
+        let upstream = Upstream { scheme, authority, client, joins_slashes: Arc::clone(&joins_slashes) };
         let service = Service::new(upstream, &log, &faults);
         let server = Server::start(port, Some(pki.server_config()?), service)?;
-        Ok(Self { server, log, faults })
+        Ok(Self { server, log, faults, joins_slashes })
+    }
+
+    /// From now on `//` in a path arrives as `/`: for an upstream that redirects where a segment is empty, as no vault
+    /// of Azure's does.
+    pub fn join_slashes(&self) {
+        self.joins_slashes.store(true, Ordering::Relaxed);
     }
 
     /// `https://127.0.0.1:PORT`
@@ -73,12 +83,17 @@ struct Upstream {
     scheme: Scheme,
     authority: Authority,
     client: Client<HttpsConnector<HttpConnector>, Received>,
+    joins_slashes: Arc<AtomicBool>,
 }
 
 impl Upstream {
     async fn forward(&self, request: Request<Incoming>, record: Arc<Record>) -> Result<Response<Body>, BoxError> {
         let (mut parts, body) = request.into_parts();
-        let path = parts.uri.path_and_query().cloned();
+        let mut path = parts.uri.path_and_query().cloned();
+        if self.joins_slashes.load(Ordering::Relaxed) {
+            // A query that holds two of them has them escaped.
+            path = path.map(|path| path.as_str().replace("//", "/").parse()).transpose()?;
+        }
         // The Host header stays the client's: answers may repeat it in links.
         parts.uri = Uri::builder()
             .scheme(self.scheme.clone())

@@ -2,7 +2,7 @@
 
 use emulator::{CA_CERTIFICATE, Config, Emulator, Identity, Pki, Proxy, Secret};
 
-use crate::{Azurite, Cluster, Options, Session};
+use crate::{Azurite, Cluster, Options, Session, peer_vault};
 
 /// Azurite's account.
 pub const ACCOUNT: &str = "devstoreaccount1";
@@ -36,7 +36,8 @@ impl World {
     }
 
     fn build(options: Options, identities: Vec<Identity>, storage: bool) -> Self {
-        let pki = Pki::create_for(&["blob.test", "vault.test", "slow.hang.test"]).expect("certificates");
+        let pki =
+            Pki::create_for(&["blob.test", "vault.test", "slow.hang.test", peer_vault::HOST]).expect("certificates");
         let mut config = Config::new(pki);
         config.identities = identities;
         config.secrets = vec![Secret::new("db-password", "hunter2")];

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use emulator::{Fault, Filter, Key, Rule};
-use server_tests::{Session, World, given, wait};
+use emulator::{Fault, Filter, Identity, Key, Rule};
+use server_tests::{Options, Session, World, given, wait};
 
 /// A world whose vault has a key, a server that may use it for data keys, and a data key.
 fn world() -> (World, Session) {
-    let world = World::new();
+    // Little shared memory: a test reads all of it.
+    let options = Options::default().conf("shared_buffers = '1MB'");
+    let world = World::with(options, vec![Identity::system(), Identity::user("keys")]);
     world.emulator.vault().put_key(Key::rsa("kek", 2048)).unwrap();
     let mut session = world.session();
     create_server(&world, &mut session, "payroll", "");
@@ -350,8 +353,8 @@ fn an_owner_locks_and_unlocks_in_every_session_at_once() {
 #[test]
 fn without_preloading_nothing_of_it_works_and_the_hint_says_why() {
     let world = World::with(
-        server_tests::Options { not_preloaded: true, ..Default::default() },
-        vec![emulator::Identity::system(), emulator::Identity::user("keys")],
+        Options { not_preloaded: true, ..Default::default() },
+        vec![Identity::system(), Identity::user("keys")],
     );
     let mut session = world.session();
     create_server(&world, &mut session, "payroll", "");
@@ -387,4 +390,87 @@ fn many_cold_sessions_ask_once_for_a_key() {
         assert_eq!(thread.join().unwrap(), "\\x68656c6c6f");
     }
     assert_eq!(unwraps(&world), before + 1);
+}
+
+#[test]
+fn no_core_file_of_any_process_would_hold_a_data_key() {
+    let (world, mut maker) = world();
+    maker.run(&format!("CREATE TABLE t AS SELECT ({ENCRYPT}) AS v"));
+    // One that unwraps, one that takes from shared memory, and the worker, which tries the key.
+    world.set("azure_key_vault.revalidate_interval", "1s");
+    world.cluster.restart();
+    let mut sessions = [world.session(), world.session()];
+    for session in &mut sessions {
+        session.run("SELECT azure_key_vault.decrypt_value(v, 'hr') FROM t");
+    }
+    let vault = world.emulator.vault().log();
+    vault.wait_for_ended(vault.count() + 4, wait::LONG).unwrap();
+    let wrapped = sessions[0].value("SELECT encode(wrapped, 'hex') FROM azure_key_vault.data_key");
+    let key = unwrapped(&world, &wrapped);
+    let worker = sessions[0].value("SELECT worker_pid FROM managed_identity.status");
+    let mut kept = 0;
+    for pid in [sessions[0].pid(), sessions[1].pid(), worker.parse().unwrap(), world.cluster.postmaster()] {
+        for form in [key.clone(), base64(&key).into_bytes()] {
+            let (dumped, guarded) = occurrences(pid, &form);
+            assert!(dumped.is_empty(), "process {pid}, {} bytes: {dumped:?}", form.len());
+            kept += guarded;
+        }
+    }
+    assert!(kept >= 2, "it looks in the right way: each session has it where no core file looks");
+}
+
+/// What the vault's key makes of a wrapped key.
+fn unwrapped(world: &World, wrapped: &str) -> Vec<u8> {
+    let script = "import sys
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding
+key = serialization.load_der_private_key(bytes.fromhex(sys.argv[1]), None)
+oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+sys.stdout.buffer.write(key.decrypt(bytes.fromhex(sys.argv[2]), oaep))";
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let private = hex(&world.emulator.vault().private_key("kek", None).unwrap());
+    let ran = Command::new(given("MI_PYTHON")).args(["-c", script, &private, wrapped]).output().unwrap();
+    assert_eq!(ran.stdout.len(), 32, "{}", String::from_utf8_lossy(&ran.stderr));
+    ran.stdout
+}
+
+/// As the vault's answer has it.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
+    // The last character has bits of padding.
+    let whole = bits.as_bytes().chunks_exact(6);
+    whole
+        .map(|six| char::from(ALPHABET[usize::from_str_radix(std::str::from_utf8(six).unwrap(), 2).unwrap()]))
+        .collect()
+}
+
+/// How often a process's memory holds some bytes: where a core file would, and where it would not.
+fn occurrences(pid: i32, wanted: &[u8]) -> (Vec<String>, usize) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let (mut dumped, mut guarded) = (Vec::new(), 0);
+    let mut region = None;
+    for line in maps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            region = line.contains(" rw").then(|| (number(start), number(end), line));
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && let Some((start, end, line)) = region.take()
+        {
+            let mut bytes = vec![0; (end - start) as usize];
+            if memory.read_at(&mut bytes, start).is_err() {
+                continue;
+            }
+            for (at, window) in bytes.windows(wanted.len()).enumerate() {
+                if window == wanted && flags.contains(" dd") {
+                    guarded += 1;
+                } else if window == wanted {
+                    dumped.push(format!("{:x} in {line}", start + at as u64));
+                }
+            }
+        }
+    }
+    (dumped, guarded)
 }

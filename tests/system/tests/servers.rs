@@ -53,8 +53,8 @@ fn options_that_are_not_enforced_are_unknown_and_the_hint_lists_ours() {
         (
             "azure_key_vault",
             "v",
-            &["vault_uri", "identity", "api_version", "allow", "names"],
-            "unsigned_keys credential auth client_id account endpoint tenant_id",
+            &["vault_uri", "identity", "api_version", "allow", "names", "unsigned_keys"],
+            "credential auth client_id account endpoint tenant_id",
         ),
     ];
     for (wrapper, server, ours, unknown) in wrappers {
