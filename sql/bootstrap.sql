@@ -59,7 +59,29 @@ COMMENT ON TABLE azure_key_vault.data_key IS 'wrapped data keys, a row for each 
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON azure_key_vault.data_key
     FOR EACH STATEMENT EXECUTE FUNCTION azure_key_vault.data_keys_changed();
 ALTER TABLE azure_key_vault.data_key ENABLE ALWAYS TRIGGER changed;
+-- What became of data keys and the vault keys that wrap them. Its owner may delete old rows. Dumped: it is the
+-- history of this database.
+CREATE TABLE azure_key_vault.data_key_event (
+    at timestamptz NOT NULL,
+    event text NOT NULL,
+    vault name,
+    data_keys text[],
+    kid text,
+    role name,
+    reason text,
+    request_id text
+);
+COMMENT ON TABLE azure_key_vault.data_key_event IS 'what became of data keys; see view data_key_events';
+-- Not dumped: what this server has seen says nothing of another one's vault.
+CREATE TABLE azure_key_vault.data_key_validated (
+    server name NOT NULL,
+    kid text NOT NULL,
+    validated_at timestamptz NOT NULL,
+    CONSTRAINT data_key_validated_pkey PRIMARY KEY (server, kid)
+);
+COMMENT ON TABLE azure_key_vault.data_key_validated IS 'when vault keys could last be used; see view data_keys';
 SELECT pg_extension_config_dump('azure_key_vault.data_key_database', '');
+SELECT pg_extension_config_dump('azure_key_vault.data_key_event', '');
 SELECT pg_extension_config_dump('azure_key_vault.data_key', '');
 
 CREATE VIEW azure_key_vault.data_keys AS
@@ -68,9 +90,19 @@ CREATE VIEW azure_key_vault.data_keys AS
 COMMENT ON VIEW azure_key_vault.data_keys IS
     'data keys of the vault servers that the current user may use, all of them for pg_read_all_stats; never a key';
 
+CREATE VIEW azure_key_vault.data_key_events WITH (security_barrier) AS
+    SELECT e.at, e.event, e.vault, e.data_keys, e.kid, e.role, e.reason, e.request_id
+    FROM azure_key_vault.data_key_event e
+    WHERE pg_has_role('pg_read_all_stats', 'USAGE') OR EXISTS (
+        SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+        WHERE s.srvname = e.vault AND w.fdwname = 'azure_key_vault' AND has_server_privilege(s.oid, 'USAGE'));
+COMMENT ON VIEW azure_key_vault.data_key_events IS
+    'what became of data keys of the vault servers that the current user may use, all of it for pg_read_all_stats';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
-GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys TO PUBLIC;
+GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys,
+    azure_key_vault.data_key_events TO PUBLIC;
 
 -- A token or secret in SQL's hands can go anywhere: each role that may hold one is named by GRANT, and
 -- needs USAGE on the server as well.

@@ -5,9 +5,169 @@ CREATE SCHEMA IF NOT EXISTS azure_key_vault;
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."diagnose"(
+CREATE  FUNCTION azure_key_vault."encrypt_value"(
+	"data_key" TEXT,
+	"plaintext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'encrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."data_keys"() RETURNS TABLE (
+	"name" TEXT,
 	"vault" name,
-	"key" TEXT DEFAULT NULL
+	"kid" TEXT,
+	"generation" INT,
+	"state" TEXT,
+	"locked_reason" TEXT,
+	"signed" bool,
+	"created_at" timestamp with time zone,
+	"rotated_at" timestamp with time zone,
+	"last_validated_at" timestamp with time zone
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."lock_data_keys"(
+	"vault" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'lock_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.data_key_of(ciphertext bytea, OUT name text, OUT generation integer) RETURNS record VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'data_key_of_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rewrap_data_keys"(
+	"vault" name DEFAULT NULL,
+	"to_vault" name DEFAULT NULL,
+	"to_key" TEXT DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rewrap_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.encrypt_text(data_key text, plaintext text, context bytea DEFAULT ''::bytea) RETURNS bytea VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_text_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."rotate_data_key"(
+	"name" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."revalidate_data_keys"(
+	"vault" name DEFAULT NULL
+) RETURNS INT
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'revalidate_data_keys_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt_text"(
+	"ciphertext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS text
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_text_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."create_data_key"(
+	"name" TEXT,
+	"vault" name,
+	"key" TEXT
+) RETURNS void
+VOLATILE PARALLEL UNSAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'create_data_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."decrypt_value"(
+	"ciphertext" bytea,
+	"context" bytea DEFAULT ''::bytea
+) RETURNS bytea
+VOLATILE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'decrypt_value_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.data_keys_changed() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS azure_storage;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_storage."azure_storage_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE SCHEMA IF NOT EXISTS managed_identity;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."managed_identity_validator"(
+	"options" TEXT[],
+	"catalog" oid
+) RETURNS void
+STRICT PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
+	"alias" TEXT,
+	"resource" TEXT,
+	"description" TEXT
+)
+STRICT STABLE PARALLEL SAFE
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."access_token"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL,
+	"force_refresh" bool DEFAULT false
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'access_token_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."diagnose"(
+	"resource" TEXT DEFAULT 'storage',
+	"identity" name DEFAULT NULL
 ) RETURNS TABLE (
 	"step" TEXT,
 	"status" TEXT,
@@ -16,106 +176,7 @@ CREATE  FUNCTION azure_key_vault."diagnose"(
 )
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'diagnose_vault_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.secret_properties(vault name, name text, version text DEFAULT NULL, OUT id text, OUT content_type text, OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT tags jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'secret_properties_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.encrypt(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.wrap_key(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'wrap_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.sign(vault name, key text, digest bytea, algorithm text DEFAULT 'PS256', OUT kid text, OUT signature bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sign_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."decrypt"(
-	"vault" name,
-	"kid" TEXT,
-	"ciphertext" bytea,
-	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
-) RETURNS bytea
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'decrypt_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.key(vault name, name text, version text DEFAULT NULL, OUT kid text, OUT key_type text, OUT key_ops text[], OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT jwk jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."unwrap_key"(
-	"vault" name,
-	"kid" TEXT,
-	"ciphertext" bytea,
-	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
-) RETURNS bytea
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'unwrap_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."secret"(
-	"vault" name,
-	"name" TEXT,
-	"version" TEXT DEFAULT NULL
-) RETURNS text
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'secret_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."verify"(
-	"vault" name,
-	"kid" TEXT,
-	"digest" bytea,
-	"signature" bytea,
-	"algorithm" TEXT DEFAULT 'PS256'
-) RETURNS bool
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'verify_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."key_versions"(
-	"vault" name,
-	"name" TEXT
-) RETURNS TABLE (
-	"kid" TEXT,
-	"enabled" bool,
-	"not_before" timestamp with time zone,
-	"expires_at" timestamp with time zone,
-	"created_at" timestamp with time zone,
-	"updated_at" timestamp with time zone
-)
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'key_versions_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS managed_identity;
+AS 'MODULE_PATHNAME', 'diagnose_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -141,20 +202,47 @@ AS 'MODULE_PATHNAME', 'stat_requests_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
+	"version" TEXT,
+	"preloaded" bool,
+	"worker_pid" INT,
+	"source" TEXT,
+	"roots" TEXT,
+	"slots_used" INT,
+	"slots_total" INT,
+	"next_expiry_seconds" bigint
+)
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'status_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
+STRICT VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'detected_source_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION managed_identity."authorization_header"(
+	"resource" TEXT,
+	"identity" name DEFAULT NULL
+) RETURNS text
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 CREATE  FUNCTION managed_identity."stat_reset"() RETURNS void
 STRICT VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'stat_reset_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."forget_tokens"(
-	"resource" TEXT DEFAULT NULL,
-	"identity" name DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -181,37 +269,56 @@ AS 'MODULE_PATHNAME', 'cached_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."resource_aliases"() RETURNS TABLE (
-	"alias" TEXT,
-	"resource" TEXT,
-	"description" TEXT
-)
-STRICT STABLE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'resource_aliases_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."detected_source"() RETURNS TEXT
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'detected_source_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."authorization_header"(
-	"resource" TEXT,
+CREATE  FUNCTION managed_identity."forget_tokens"(
+	"resource" TEXT DEFAULT NULL,
 	"identity" name DEFAULT NULL
-) RETURNS text
+) RETURNS INT
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'authorization_header_wrapper';
+AS 'MODULE_PATHNAME', 'forget_tokens_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."diagnose"(
-	"resource" TEXT DEFAULT 'storage',
-	"identity" name DEFAULT NULL
+CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.key(vault name, name text, version text DEFAULT NULL, OUT kid text, OUT key_type text, OUT key_ops text[], OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT jwk jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."verify"(
+	"vault" name,
+	"kid" TEXT,
+	"digest" bytea,
+	"signature" bytea,
+	"algorithm" TEXT DEFAULT 'PS256'
+) RETURNS bool
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.wrap_key(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'wrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."unwrap_key"(
+	"vault" name,
+	"kid" TEXT,
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
+VOLATILE PARALLEL RESTRICTED
+LANGUAGE c
+AS 'MODULE_PATHNAME', 'unwrap_key_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE  FUNCTION azure_key_vault."diagnose"(
+	"vault" name,
+	"key" TEXT DEFAULT NULL
 ) RETURNS TABLE (
 	"step" TEXT,
 	"status" TEXT,
@@ -220,176 +327,69 @@ CREATE  FUNCTION managed_identity."diagnose"(
 )
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'diagnose_wrapper';
+AS 'MODULE_PATHNAME', 'diagnose_vault_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION managed_identity."status"() RETURNS TABLE (
-	"version" TEXT,
-	"preloaded" bool,
-	"worker_pid" INT,
-	"source" TEXT,
-	"roots" TEXT,
-	"slots_used" INT,
-	"slots_total" INT,
-	"next_expiry_seconds" bigint
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'status_wrapper';
+CREATE FUNCTION azure_key_vault.encrypt(vault name, key text, plaintext bytea, algorithm text DEFAULT 'RSA-OAEP-256', OUT kid text, OUT ciphertext bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE FUNCTION managed_identity.token_info(resource text, identity name DEFAULT NULL, OUT source text, OUT client_id text, OUT object_id text, OUT expires_at timestamptz, OUT refresh_at timestamptz, OUT claims jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'token_info_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."managed_identity_validator"(
-	"options" TEXT[],
-	"catalog" oid
-) RETURNS void
-STRICT PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'managed_identity_validator_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION managed_identity."access_token"(
-	"resource" TEXT,
-	"identity" name DEFAULT NULL,
-	"force_refresh" bool DEFAULT false
+CREATE  FUNCTION azure_key_vault."secret"(
+	"vault" name,
+	"name" TEXT,
+	"version" TEXT DEFAULT NULL
 ) RETURNS text
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'access_token_wrapper';
+AS 'MODULE_PATHNAME', 'secret_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_key_vault;
+CREATE FUNCTION azure_key_vault.secret_properties(vault name, name text, version text DEFAULT NULL, OUT id text, OUT content_type text, OUT enabled boolean, OUT not_before timestamptz, OUT expires_at timestamptz, OUT created_at timestamptz, OUT updated_at timestamptz, OUT tags jsonb) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'secret_properties_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."decrypt_value"(
-	"ciphertext" bytea,
-	"context" bytea DEFAULT ''::bytea
-) RETURNS bytea
-VOLATILE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'decrypt_value_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."revalidate_data_keys"(
-	"vault" name DEFAULT NULL
-) RETURNS INT
+CREATE  FUNCTION azure_key_vault."key_versions"(
+	"vault" name,
+	"name" TEXT
+) RETURNS TABLE (
+	"kid" TEXT,
+	"enabled" bool,
+	"not_before" timestamp with time zone,
+	"expires_at" timestamp with time zone,
+	"created_at" timestamp with time zone,
+	"updated_at" timestamp with time zone
+)
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'revalidate_data_keys_wrapper';
+AS 'MODULE_PATHNAME', 'key_versions_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."rotate_data_key"(
-	"name" TEXT
-) RETURNS void
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'rotate_data_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."create_data_key"(
-	"name" TEXT,
-	"vault" name,
-	"key" TEXT
-) RETURNS void
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'create_data_key_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."encrypt_value"(
-	"data_key" TEXT,
-	"plaintext" bytea,
-	"context" bytea DEFAULT ''::bytea
-) RETURNS bytea
-VOLATILE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'encrypt_value_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.encrypt_text(data_key text, plaintext text, context bytea DEFAULT ''::bytea) RETURNS bytea VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'encrypt_text_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.data_keys_changed() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'data_keys_changed_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."rewrap_data_keys"(
-	"vault" name DEFAULT NULL,
-	"to_vault" name DEFAULT NULL,
-	"to_key" TEXT DEFAULT NULL
-) RETURNS INT
-VOLATILE PARALLEL UNSAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'rewrap_data_keys_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."data_keys"() RETURNS TABLE (
-	"name" TEXT,
+CREATE  FUNCTION azure_key_vault."decrypt"(
 	"vault" name,
 	"kid" TEXT,
-	"generation" INT,
-	"state" TEXT,
-	"locked_reason" TEXT,
-	"signed" bool,
-	"created_at" timestamp with time zone,
-	"rotated_at" timestamp with time zone,
-	"last_validated_at" timestamp with time zone
-)
-STRICT VOLATILE PARALLEL RESTRICTED
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'data_keys_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE FUNCTION azure_key_vault.data_key_of(ciphertext bytea, OUT name text, OUT generation integer) RETURNS record VOLATILE PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', 'data_key_of_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."lock_data_keys"(
-	"vault" name DEFAULT NULL
-) RETURNS INT
+	"ciphertext" bytea,
+	"algorithm" TEXT DEFAULT 'RSA-OAEP-256'
+) RETURNS bytea
 VOLATILE PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'lock_data_keys_wrapper';
+AS 'MODULE_PATHNAME', 'decrypt_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
-CREATE  FUNCTION azure_key_vault."decrypt_text"(
-	"ciphertext" bytea,
-	"context" bytea DEFAULT ''::bytea
-) RETURNS text
-VOLATILE PARALLEL SAFE
-LANGUAGE c
-AS 'MODULE_PATHNAME', 'decrypt_text_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE SCHEMA IF NOT EXISTS azure_storage;
-/* </end connected objects> */
-
-/* <begin connected objects> */
-CREATE  FUNCTION azure_storage."azure_storage_validator"(
+CREATE  FUNCTION azure_key_vault."azure_key_vault_validator"(
 	"options" TEXT[],
 	"catalog" oid
 ) RETURNS void
 STRICT PARALLEL RESTRICTED
 LANGUAGE c
-AS 'MODULE_PATHNAME', 'azure_storage_validator_wrapper';
+AS 'MODULE_PATHNAME', 'azure_key_vault_validator_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+CREATE FUNCTION azure_key_vault.sign(vault name, key text, digest bytea, algorithm text DEFAULT 'PS256', OUT kid text, OUT signature bytea) RETURNS record VOLATILE PARALLEL RESTRICTED LANGUAGE c AS 'MODULE_PATHNAME', 'sign_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -454,7 +454,29 @@ COMMENT ON TABLE azure_key_vault.data_key IS 'wrapped data keys, a row for each 
 CREATE TRIGGER changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON azure_key_vault.data_key
     FOR EACH STATEMENT EXECUTE FUNCTION azure_key_vault.data_keys_changed();
 ALTER TABLE azure_key_vault.data_key ENABLE ALWAYS TRIGGER changed;
+-- What became of data keys and the vault keys that wrap them. Its owner may delete old rows. Dumped: it is the
+-- history of this database.
+CREATE TABLE azure_key_vault.data_key_event (
+    at timestamptz NOT NULL,
+    event text NOT NULL,
+    vault name,
+    data_keys text[],
+    kid text,
+    role name,
+    reason text,
+    request_id text
+);
+COMMENT ON TABLE azure_key_vault.data_key_event IS 'what became of data keys; see view data_key_events';
+-- Not dumped: what this server has seen says nothing of another one's vault.
+CREATE TABLE azure_key_vault.data_key_validated (
+    server name NOT NULL,
+    kid text NOT NULL,
+    validated_at timestamptz NOT NULL,
+    CONSTRAINT data_key_validated_pkey PRIMARY KEY (server, kid)
+);
+COMMENT ON TABLE azure_key_vault.data_key_validated IS 'when vault keys could last be used; see view data_keys';
 SELECT pg_extension_config_dump('azure_key_vault.data_key_database', '');
+SELECT pg_extension_config_dump('azure_key_vault.data_key_event', '');
 SELECT pg_extension_config_dump('azure_key_vault.data_key', '');
 
 CREATE VIEW azure_key_vault.data_keys AS
@@ -463,9 +485,19 @@ CREATE VIEW azure_key_vault.data_keys AS
 COMMENT ON VIEW azure_key_vault.data_keys IS
     'data keys of the vault servers that the current user may use, all of them for pg_read_all_stats; never a key';
 
+CREATE VIEW azure_key_vault.data_key_events WITH (security_barrier) AS
+    SELECT e.at, e.event, e.vault, e.data_keys, e.kid, e.role, e.reason, e.request_id
+    FROM azure_key_vault.data_key_event e
+    WHERE pg_has_role('pg_read_all_stats', 'USAGE') OR EXISTS (
+        SELECT FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+        WHERE s.srvname = e.vault AND w.fdwname = 'azure_key_vault' AND has_server_privilege(s.oid, 'USAGE'));
+COMMENT ON VIEW azure_key_vault.data_key_events IS
+    'what became of data keys of the vault servers that the current user may use, all of it for pg_read_all_stats';
+
 -- USAGE on the schemas lets names be found; what can be done stands on the functions and servers.
 GRANT USAGE ON SCHEMA managed_identity, azure_storage, azure_key_vault TO PUBLIC;
-GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys TO PUBLIC;
+GRANT SELECT ON managed_identity.cached_tokens, managed_identity.resource_aliases, azure_key_vault.data_keys,
+    azure_key_vault.data_key_events TO PUBLIC;
 
 -- A token or secret in SQL's hands can go anywhere: each role that may hold one is named by GRANT, and
 -- needs USAGE on the server as well.

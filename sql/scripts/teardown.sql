@@ -1,6 +1,6 @@
 -- Takes servers away, with the grants on them; with -v everything=yes the extension and all its servers. Safe to run
 -- twice. Blobs, vaults and roles stay as they are. Who could use a vault server that goes, and can use no other, loses
--- EXECUTE on azure_key_vault.secret, too. A server that names an identity that goes is told, and stays.
+-- EXECUTE on the functions of schema azure_key_vault, too. A server that names an identity that goes is told, and stays.
 --
 --   psql -d DATABASE -v servers=sales,payroll,payroll_identity -f teardown.sql
 --   psql -d DATABASE -v everything=yes -f teardown.sql
@@ -22,12 +22,14 @@ JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
 WHERE s.srvname = ANY (:'servers'::name[])
   AND w.fdwname IN ('managed_identity', 'azure_storage', 'azure_key_vault')
 \gexec
-SELECT format('REVOKE EXECUTE ON FUNCTION azure_key_vault.secret(name, text, text) FROM %s',
-              coalesce(quote_ident(r.rolname), 'PUBLIC'))
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM %s', f.oid::regprocedure, coalesce(quote_ident(r.rolname), 'PUBLIC'))
 FROM pg_catalog.pg_proc f
 CROSS JOIN LATERAL pg_catalog.aclexplode(f.proacl) acl
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = acl.grantee
-WHERE f.oid = to_regprocedure('azure_key_vault.secret(name, text, text)')
+WHERE f.pronamespace = to_regnamespace('azure_key_vault')
+  -- What everybody may call from the start stays as it is.
+  AND EXISTS (SELECT FROM pg_catalog.pg_init_privs i
+              WHERE i.classoid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND i.objoid = f.oid)
   AND acl.grantee = ANY (:'readers'::oid[]) AND acl.grantee <> f.proowner
   AND NOT EXISTS (
       SELECT FROM pg_catalog.pg_foreign_server s

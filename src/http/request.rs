@@ -9,6 +9,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
+use super::failure::code;
+
 /// A request for a document of at most [`ANSWER_LIMIT`] bytes.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -97,6 +99,11 @@ impl Answer {
     pub fn sent_at(&self) -> Option<i64> {
         let date = httpdate::parse_http_date(self.header("date")?).ok()?;
         date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs() as i64)
+    }
+
+    /// The sender's own name for the request, by which its log can be searched.
+    pub fn request_id(&self) -> Option<&str> {
+        self.header("x-ms-request-id").and_then(code)
     }
 
     /// A header's value where it is printable text.

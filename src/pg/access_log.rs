@@ -5,10 +5,9 @@
 
 use std::ffi::{CStr, c_char};
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::error::tell;
+use super::error::log;
 use super::servers::current_user;
 use super::settings::{self, LogAccess};
 use crate::http::failure::code;
@@ -60,8 +59,7 @@ fn write(what: &str) {
     let (role, database) = unsafe {
         (text(pg_sys::GetUserNameFromId(current_user(), true)), text(pg_sys::get_database_name(pg_sys::MyDatabaseId)))
     };
-    let message = format!("role \"{role}\", database \"{database}\": {what}");
-    tell(ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, ""), PgLogLevel::LOG_SERVER_ONLY);
+    log(PgLogLevel::LOG_SERVER_ONLY, &format!("role \"{role}\", database \"{database}\": {what}"), None);
 }
 
 /// # Safety

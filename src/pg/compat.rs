@@ -31,16 +31,23 @@ pub fn owns_server(server: pg_sys::Oid, role: pg_sys::Oid) -> bool {
 mod server {
     #![allow(non_snake_case)]
 
-    use std::ffi::c_int;
+    use std::ffi::{c_char, c_int};
 
     unsafe extern "C" {
         /// What `PostmasterIsAlive()` calls.
         pub fn PostmasterIsAliveInternal() -> bool;
+        // The parts of `ereport`; called within pgrx's boundary, where an ERROR stops.
+        pub fn errstart(level: c_int, domain: *const c_char) -> bool;
+        pub fn errmsg_internal(format: *const c_char, ...) -> c_int;
+        pub fn errdetail_internal(format: *const c_char, ...) -> c_int;
+        pub fn errhidestmt(hide: bool) -> c_int;
+        pub fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     }
 
     unsafe extern "C-unwind" {
         pub fn SignalHandlerForShutdownRequest(signal: c_int);
         pub fn SignalHandlerForConfigReload(signal: c_int);
+        pub fn die(signal: c_int);
     }
 }
 
@@ -91,6 +98,20 @@ pub fn handle_worker_signals() {
     }
 }
 
+/// A worker with a database treats SIGTERM as a session does.
+pub fn handle_writer_signals() {
+    #[cfg(not(feature = "pg18"))]
+    use pg_sys::pqsignal;
+    #[cfg(feature = "pg18")]
+    use pg_sys::pqsignal_be as pqsignal;
+    // SAFETY: core's own handlers; the signals are blocked until the last call.
+    unsafe {
+        pqsignal(pg_sys::SIGTERM as c_int, Some(server::die));
+        pqsignal(pg_sys::SIGHUP as c_int, Some(server::SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
 /// Whether a worker was asked to end. Never in a backend, whose SIGTERM is another handler's.
 pub fn is_asked_to_end() -> bool {
     // SAFETY: a plain sig_atomic_t.
@@ -103,6 +124,25 @@ pub fn end_if_asked() {
     if is_asked_to_end() {
         // SAFETY: leaves by exit(), with no runtime frame on the stack.
         unsafe { pg_sys::proc_exit(1) };
+    }
+}
+
+/// Writes to the server's log, without the statement that led to it: its literals may be secrets. The caller holds
+/// interrupts off.
+pub fn log(level: c_int, message: &CStr, detail: Option<&CStr>) {
+    // SAFETY: what the macro `ereport` expands to, at a level that does not leave; core copies the texts. An ERROR on
+    // the way, of too little memory, stops at the boundary, and nothing here has a destructor.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            if server::errstart(level, std::ptr::null()) {
+                server::errmsg_internal(c"%s".as_ptr(), message.as_ptr());
+                if let Some(detail) = detail {
+                    server::errdetail_internal(c"%s".as_ptr(), detail.as_ptr());
+                }
+                server::errhidestmt(true);
+                server::errfinish(c"managed_identity".as_ptr(), 0, c"log".as_ptr());
+            }
+        });
     }
 }
 

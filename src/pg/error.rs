@@ -1,8 +1,11 @@
 //! A failure as an ERROR: the one place where SQLSTATEs are chosen.
 
+use std::ffi::CString;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::compat;
 use crate::http::failure::{Failure, Kind};
 
 /// The SQLSTATE of each situation.
@@ -45,12 +48,25 @@ pub fn error(state: PgSqlErrorCode, message: impl Into<String>, detail: Option<S
     unreachable!("ERROR does not return")
 }
 
+/// Writes a line to the server's log and nowhere else, without the statement: its literals may be what is not to be
+/// logged.
+pub fn log(level: PgLogLevel, message: &str, detail: Option<&str>) {
+    // A NUL is in no text that PostgreSQL has.
+    let text = |text: &str| CString::new(text).unwrap_or_default();
+    let (message, detail) = (text(message), detail.map(text));
+    with_interrupts_held(|| compat::log(level as i32, &message, detail.as_deref()));
+}
+
 /// Reports what is no ERROR. Interrupts are held off meanwhile: core looks at them at the end of such a report,
 /// and a cancel would jump across our frames and leave undone what their destructors do.
 pub fn tell(report: ErrorReport, level: PgLogLevel) {
+    with_interrupts_held(|| report.report(level));
+}
+
+fn with_interrupts_held(work: impl FnOnce()) {
     // SAFETY: HOLD_INTERRUPTS and RESUME_INTERRUPTS; core resets the count when it raises an ERROR.
     unsafe { pg_sys::InterruptHoldoffCount += 1 };
-    report.report(level);
+    work();
     // SAFETY: as above.
     unsafe { pg_sys::InterruptHoldoffCount -= 1 };
 }

@@ -39,7 +39,7 @@ impl KnownIdentity {
     fn of(server: &Server, settings: &Settings) -> Result<Self, Failure> {
         let identity = Identity::from_options(server.kind_and_options(), settings.machine.cloud)?;
         let source = settings.machine.source_of(&identity)?;
-        let key = tokens::digest(&source.identity_key());
+        let key = tokens::digest(source.identity_key());
         let text = identity.to_text();
         Ok(Self { oid: server.oid, name: server.name.clone(), identity, source, text, key })
     }

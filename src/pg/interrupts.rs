@@ -1,5 +1,6 @@
 //! Waiting on the network with PostgreSQL's interrupts alive.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::future::Future;
 use std::sync::Once;
@@ -75,6 +76,15 @@ impl Drop for WaitEvent {
     }
 }
 
+thread_local! {
+    static BETWEEN: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+/// Names what this process looks at between slices, a few times a second, beside its interrupts.
+pub fn between_slices(look: fn()) {
+    BETWEEN.set(Some(look));
+}
+
 /// Waits for what the identity's endpoint is asked for: see [`wait_as`].
 pub fn wait<F: Future>(future: F) -> F::Output {
     wait_as(Event::Token, future)
@@ -109,6 +119,9 @@ pub fn wait_as<F: Future>(event: Event, future: F) -> F::Output {
         }
         pgrx::check_for_interrupts!();
         compat::end_if_asked();
+        if let Some(look) = BETWEEN.get() {
+            look();
+        }
         if !compat::postmaster_is_alive() {
             // As every latch wait in core does: without it a new postmaster could start beside us.
             // SAFETY: leaves by exit(), with no runtime frame on the stack.

@@ -51,7 +51,7 @@ pub fn digest(text: impl AsRef<[u8]>) -> [u8; 32] {
 
 /// The key of a token in the cache: all that shapes its request.
 pub fn cache_key(source: &Source, resource: &Resource) -> [u8; 32] {
-    digest(&format!("{}\n{}", source.identity_key(), resource.as_str()))
+    digest(format!("{}\n{}", source.identity_key(), resource.as_str()))
 }
 
 /// Gives the token for a resource, as a user writes it, to `use_it`. The identity is the named one or

@@ -1,5 +1,6 @@
 //! `azure_key_vault` servers: what each allows, and asking its vault with its owner's identity.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,12 +14,11 @@ use super::identities::{self, KnownIdentity};
 use super::servers::{self, Server, Wrapper};
 use super::stats::{Operation, Tally};
 use super::{interrupts, settings, tokens};
-use crate::http::client::{self, Purpose};
 use crate::http::failure::Failure;
 use crate::http::request::{Answer, Request};
 use crate::token::AccessToken;
 use crate::vault::access::VaultAccess;
-use crate::vault::refusal;
+use crate::vault::{ask, refusal};
 
 /// The longest time that tries and the waits between them may take together; the documentation asks
 /// for waits of 1, 2, 4 s, and each try has its own limit.
@@ -62,13 +62,20 @@ pub struct Vault {
     pub name: CString,
     pub access: VaultAccess,
     pub identity: Rc<KnownIdentity>,
+    /// The vault's id of the last request that it has answered.
+    request_id: RefCell<String>,
 }
 
 impl Vault {
     /// Of a server whose use is allowed.
     pub fn of(server: &Server, access: VaultAccess) -> Self {
         let identity = identities::borrowed(server, &access.resource);
-        Self { server: server.oid, name: server.name.clone(), access, identity }
+        Self { server: server.oid, name: server.name.clone(), access, identity, request_id: RefCell::default() }
+    }
+
+    /// The vault's id of the last request; empty where it was not answered.
+    pub fn request_id(&self) -> String {
+        self.request_id.borrow().clone()
     }
 
     /// Asks, and reads the answer; the failure of either is raised, and counted.
@@ -89,6 +96,7 @@ impl Vault {
         read: impl FnOnce(&Answer) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         request.headers.extend(client_request_id());
+        self.request_id.borrow_mut().clear();
         let token = tokens::for_identity(&self.identity, &self.access.resource);
         let tally = Tally::begin(operation, &self.name);
         let mut answer = self.send(&tally, &mut request, &token)?;
@@ -102,10 +110,10 @@ impl Vault {
 
     fn send(&self, tally: &Tally, request: &mut Request, token: &AccessToken) -> Result<Answer, Failure> {
         let options = settings::http_options()?;
-        self.access.destination.attach(&request.url, &mut request.headers, token.bearer()?)?;
-        let worth = refusal::is_worth_a_retry;
-        let ask = client::ask(&options, Purpose::Service, request, worth, ALL_TRIES, tally.traffic());
-        tally.judged(interrupts::wait_as(tally.event(), ask).map_err(Failure::from))
+        let asking = ask::ask(&self.access, &options, request, token, ALL_TRIES, tally.traffic());
+        let answer = tally.judged(interrupts::wait_as(tally.event(), asking))?;
+        self.request_id.replace(answer.request_id().unwrap_or_default().to_owned());
+        Ok(answer)
     }
 }
 

@@ -18,6 +18,7 @@ use pgrx::prelude::*;
 
 use super::cache::{self, Locked, Wanted};
 use super::data_keys::probe;
+use super::data_keys::starter::Starter;
 use super::error::tell;
 use super::flight::{self, Lead, Refusal};
 use super::stats::{Operation, Tally};
@@ -40,8 +41,8 @@ const TOGETHER: usize = 16;
 
 /// What has ended.
 enum Done {
-    Token(Due, Option<Result<AccessToken, Refusal>>),
-    VaultKey(probe::Due, Result<(), Failure>),
+    Token(Box<Due>, Option<Result<AccessToken, Refusal>>),
+    VaultKey(probe::Due, Result<probe::Seen, Failure>),
 }
 
 /// Registers the worker; only while the library is preloaded.
@@ -107,6 +108,7 @@ pub extern "C-unwind" fn managed_identity_renewal(_argument: pg_sys::Datum) {
     // SAFETY: once, and first of all. To no database, as the launcher of logical replication: no catalog is read.
     unsafe { pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::InvalidOid, pg_sys::InvalidOid, 0) };
     announce();
+    let mut starter = Starter::default();
     let mut running: FuturesUnordered<Pin<Box<dyn Future<Output = Done>>>> = FuturesUnordered::new();
     loop {
         let (tokens, next) = take_due(TOGETHER - running.len());
@@ -118,7 +120,7 @@ pub extern "C-unwind" fn managed_identity_renewal(_argument: pg_sys::Datum) {
                     running.push(Box::pin(async move {
                         let fetch = tokens::fetch(&source, &resource, &options, left, &traffic);
                         let outcome = flight::within(left, fetch).await;
-                        Done::Token(due, outcome)
+                        Done::Token(Box::new(due), outcome)
                     }));
                 }
                 Err(stale) => postpone(due, stale),
@@ -134,12 +136,13 @@ pub extern "C-unwind" fn managed_identity_renewal(_argument: pg_sys::Datum) {
                 Err(failure) => probe::conclude(&due, Err(failure)),
             }
         }
+        let next = starter.look(next);
         if running.is_empty() {
             sleep(next);
         } else {
             let pause = Duration::from_millis(next.clamp(1, 1_000).unsigned_abs());
             match interrupts::wait(flight::within(pause, running.next())) {
-                Some(Some(Done::Token(due, outcome))) => conclude(due, outcome),
+                Some(Some(Done::Token(due, outcome))) => conclude(*due, outcome),
                 Some(Some(Done::VaultKey(due, outcome))) => probe::conclude(&due, outcome),
                 _ => {}
             }

@@ -12,7 +12,7 @@ mod azure_key_vault {
     use crate::pg::name::Name;
     use crate::pg::record::Record;
     use crate::pg::text::SqlText;
-    use crate::pg::{clock, tokens};
+    use crate::pg::tokens;
 
     /// Makes a data key, wrapped by a key of the vault.
     #[pg_extern(volatile, parallel_unsafe)]
@@ -133,7 +133,7 @@ mod azure_key_vault {
                 row.signed,
                 row.created_at,
                 row.rotated_at,
-                clock::timestamp(row.last_validated_at),
+                row.last_validated_at,
             )
         }))
     }

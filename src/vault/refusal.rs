@@ -86,7 +86,7 @@ impl Refusal {
         Self {
             status: answer.status,
             code: code_of(error.and_then(|error| error.get("innererror"))).or_else(|| code_of(error)),
-            request_id: answer.header("x-ms-request-id").and_then(code).map(str::to_owned),
+            request_id: answer.request_id().map(str::to_owned),
         }
     }
 

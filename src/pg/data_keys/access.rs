@@ -47,12 +47,17 @@ pub fn way_of(record: &Record) -> (Vault, Kid) {
     let server = CString::new(record.server.as_str()).unwrap_or_default();
     let name = key_name(&record.kid);
     let vault = vault::usable(&server).allowing(OPERATION, name);
-    let kid = Kid::parse(&record.kid, &vault.access).unwrap_or_else(|_| {
+    let kid = kid_of(record, &vault);
+    (vault, kid)
+}
+
+/// The key that wraps a row, which must be of its server's vault; raises.
+pub fn kid_of(record: &Record, vault: &Vault) -> Kid {
+    Kid::parse(&record.kid, &vault.access).unwrap_or_else(|_| {
         raise(planted(&record.name, "It is wrapped by a key of another vault than its server's.").hint(
             "Where the server's vault_uri was changed, set it back, or move the data keys with rewrap_data_keys().",
         ))
-    });
-    (vault, kid)
+    })
 }
 
 /// The name in a key's URL, for the server's rules; what is no such URL is refused by [`Kid::parse`].

@@ -5,19 +5,17 @@ use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
 
-use super::watching::{Place, place_of};
-use super::{access, load, memory, require_preloaded, table};
+use super::journal::{self, Event};
+use super::rewrap::{self, Wanted};
+use super::wrap::Target;
+use super::{access, events, load, memory, require_preloaded, table};
 use crate::http::failure::{Failure, Kind};
-use crate::pg::compat;
 use crate::pg::error::{OrRaise, error, raise};
 use crate::pg::servers::{self, Wrapper};
-use crate::pg::stats::Operation;
 use crate::pg::vault::{self, Vault};
-use crate::vault::envelope::{self, Secret};
-use crate::vault::key::unusable;
-use crate::vault::kid::Kid;
-use crate::vault::operation::{self, KeyOperation};
-use crate::vault::record::{Record, SIGNING, WRAPPING, digest_of};
+use crate::pg::{compat, worker};
+use crate::vault::envelope;
+use crate::vault::record::Record;
 
 /// Makes a data key and has a key of the vault wrap it.
 pub fn create(name: &str, server: &CStr, key: &str) {
@@ -35,7 +33,7 @@ pub fn create(name: &str, server: &CStr, key: &str) {
             Some("azure_key_vault.rotate_data_key() gives it a new generation.".into()),
         );
     }
-    add_generation(name, 1, &vault, key);
+    add_generation("created", name, 1, &vault, key);
 }
 
 /// Gives a data key a new generation, for new values; old values stay readable.
@@ -45,12 +43,12 @@ pub fn rotate(name: &str) {
     let newest = table::newest(name).unwrap_or_else(|| access::unknown(name)).record;
     let (vault, kid) = access::way_of(&newest);
     access::require_ownership(&vault);
-    add_generation(name, newest.generation + 1, &vault, kid.name());
+    add_generation("rotated", name, newest.generation + 1, &vault, kid.name());
 }
 
-fn add_generation(name: &str, generation: i32, vault: &Vault, key: &str) {
+fn add_generation(event: &str, name: &str, generation: i32, vault: &Vault, key: &str) {
     let secret = envelope::new_secret().or_raise();
-    let target = Target::of(vault, key);
+    let target = Target::of(vault, key).or_raise();
     let mut record = Record {
         id: envelope::new_id().or_raise(),
         name: name.to_owned(),
@@ -61,9 +59,16 @@ fn add_generation(name: &str, generation: i32, vault: &Vault, key: &str) {
         check: envelope::check_value(&secret).to_vec(),
         signature: None,
     };
-    let place = target.wrap(&mut record, &secret);
+    let place = target.wrap(vault, &mut record, &secret, &table::make_database_id()).or_raise();
     table::insert(&record);
-    load::keep(&record, vault, &place, secret);
+    events::Row::new(event, &record.server)
+        .data_keys(&[name])
+        .kid(&record.kid)
+        .role(events::current_role().as_deref())
+        .reason(&format!("generation {generation}"))
+        .request_id(&vault.request_id())
+        .insert();
+    load::keep(&record, vault, &place, secret).or_raise();
 }
 
 /// Wraps the data keys of a server (`None`: of all that the current user owns) with the newest version of their key,
@@ -71,27 +76,12 @@ fn add_generation(name: &str, generation: i32, vault: &Vault, key: &str) {
 pub fn rewrap(server: Option<&CStr>, to_server: Option<&CStr>, to_key: Option<&str>) -> i32 {
     require_preloaded();
     refuse_read_only(c"rewrap_data_keys()");
-    let mut count = 0;
-    for row in chosen(server) {
-        let old = row.record;
-        let (vault, kid) = access::way_of(&old);
-        access::require_ownership(&vault);
-        let key = to_key.unwrap_or_else(|| kid.name());
-        let moved = to_server.map(|server| owned(server, key));
-        let target = Target::of(moved.as_ref().unwrap_or(&vault), key);
-        if target.is_kid(&old.kid) && (old.signature.is_some() || vault.access.unsigned_keys) {
-            continue;
-        }
-        // Whatever it is wrapped by, it must be what its row says before it is wrapped and signed anew.
-        let secret = load::load(&old, &vault, &kid).secret;
-        let mut new = Record { server: target.vault.name.to_string_lossy().into_owned(), ..old.clone() };
-        let place = target.wrap(&mut new, &secret);
-        if table::replace(&old, &new) {
-            load::keep(&new, target.vault, &place, secret);
-            count += 1;
-        }
-    }
-    count
+    let oid = |name| owned_servers(Some(name)).first().map(|(oid, _)| *oid);
+    rewrap::call(&Wanted {
+        server: server.and_then(oid),
+        to_server: to_server.and_then(oid),
+        to_key: to_key.map(str::to_owned),
+    })
 }
 
 /// Locks the data keys of a server (`None`: of all that the current user owns) at once, in every session, until
@@ -100,6 +90,7 @@ pub fn lock(server: Option<&CStr>) -> i32 {
     require_preloaded();
     for (oid, name) in owned_servers(server) {
         let mut table = memory::lock();
+        let was_locked = table.is_locked(my_database(), oid);
         let room = table.set_locked(my_database(), oid, true);
         table.forget_of_server(my_database(), oid);
         drop(table);
@@ -111,7 +102,11 @@ pub fn lock(server: Option<&CStr>) -> i32 {
                 None,
             );
         }
+        if !was_locked {
+            note(oid, "locked_by_owner");
+        }
     }
+    worker::wake();
     chosen(server).len() as i32
 }
 
@@ -120,8 +115,15 @@ pub fn lock(server: Option<&CStr>) -> i32 {
 pub fn revalidate(server: Option<&CStr>) -> i32 {
     require_preloaded();
     for (oid, _) in owned_servers(server) {
-        memory::lock().set_locked(my_database(), oid, false);
+        let mut table = memory::lock();
+        let was_locked = table.is_locked(my_database(), oid);
+        table.set_locked(my_database(), oid, false);
+        drop(table);
+        if was_locked {
+            note(oid, "unlocked_by_owner");
+        }
     }
+    worker::wake();
     let mut usable = 0;
     let mut refused: HashSet<String> = HashSet::new();
     let mut tried: HashSet<String> = HashSet::new();
@@ -134,6 +136,17 @@ pub fn revalidate(server: Option<&CStr>) -> i32 {
         usable += i32::from(!refused.contains(&record.kid));
     }
     usable
+}
+
+/// Notes for the audit what the owner of a server does. It counts at once, whatever becomes of his transaction, and
+/// where nothing can be written: so it waits for the worker.
+fn note(server: pg_sys::Oid, what: &str) {
+    let subject = journal::server_subject(my_database(), server);
+    let mut event = Event::new(subject, what);
+    event.role = servers::current_user();
+    let mut journal = journal::lock();
+    journal.note_use(my_database(), server, subject);
+    journal.add(event);
 }
 
 /// A vault server that the current user owns, for data keys that this key wraps.
@@ -179,88 +192,5 @@ fn refuse_read_only(command: &CStr) {
     unsafe {
         pg_sys::PreventCommandIfReadOnly(command.as_ptr());
         pg_sys::PreventCommandDuringRecovery(command.as_ptr());
-    }
-}
-
-/// The newest version of a vault key, to wrap with.
-struct Target<'v> {
-    vault: &'v Vault,
-    name: String,
-    /// The version and its place; None where the identity may not read the key: then the vault wraps, and says which
-    /// version it took.
-    known: Option<(Kid, Place)>,
-}
-
-impl<'v> Target<'v> {
-    fn of(vault: &'v Vault, name: &str) -> Self {
-        let known = match load::read_key(vault, name, None) {
-            Ok((key, now)) => {
-                if let Some(failure) = unusable(&key, now) {
-                    raise(failure);
-                }
-                let public = load::require_rsa(&key);
-                let place = place_of(vault, &key.kid);
-                place.know(&public);
-                Some((key.kid, place))
-            }
-            Err(failure) if failure.kind == Kind::NotAuthorized => None,
-            Err(failure) => raise(failure),
-        };
-        Self { vault, name: name.to_owned(), known }
-    }
-
-    fn is_kid(&self, kid: &str) -> bool {
-        self.known.as_ref().is_some_and(|(known, _)| known.to_string() == kid)
-    }
-
-    /// Wraps the secret, has the vault unwrap it again and compares, and has the row signed.
-    fn wrap(&self, record: &mut Record, secret: &Secret) -> Place {
-        let (kid, place) = match &self.known {
-            Some((kid, place)) => {
-                let public = load::public_key(self.vault, kid, place);
-                let public = public.unwrap_or_else(|| raise(Failure::new(Kind::Protocol, "the vault's key is gone")));
-                record.wrapped = public.wrap_oaep_sha256(&secret[..]).or_raise();
-                (kid.clone(), place_of(self.vault, kid))
-            }
-            None => {
-                let done = self.operate(KeyOperation::Wrap, Operation::Wrap, None, WRAPPING, &secret[..]).or_raise();
-                record.wrapped = done.value.to_vec();
-                let place = place_of(self.vault, &done.kid);
-                (done.kid, place)
-            }
-        };
-        record.kid = kid.to_string();
-        let back = load::unwrapped(self.vault, &kid, &record.wrapped).or_raise();
-        if !envelope::is_key_of(&back, &record.check) {
-            raise(
-                Failure::new(Kind::Protocol, "the vault did not unwrap what was wrapped")
-                    .detail("No data key was changed."),
-            );
-        }
-        let digest = digest_of(&record.message(&table::make_database_id()));
-        record.signature =
-            match self.operate(KeyOperation::Sign, Operation::Sign, Some(kid.version()), SIGNING, &digest) {
-                Ok(done) => Some(done.value.to_vec()),
-                Err(failure) if failure.kind == Kind::NotAuthorized && self.vault.access.unsigned_keys => None,
-                Err(failure) if failure.kind == Kind::NotAuthorized => raise(failure.hint(
-                    "A data key's row is signed, which takes the role \"Key Vault Crypto User\"; a superuser can set \
-                     option unsigned_keys 'allow' on the server to do without.",
-                )),
-                Err(failure) => raise(failure),
-            };
-        place
-    }
-
-    fn operate(
-        &self,
-        what: KeyOperation,
-        counted: Operation,
-        version: Option<&str>,
-        algorithm: &str,
-        value: &[u8],
-    ) -> Result<operation::Done, Failure> {
-        let access = &self.vault.access;
-        let request = operation::request(access, what, &self.name, version, algorithm, value)?;
-        self.vault.answered(counted, request, |answer| operation::read(access, what, answer, &self.name))
     }
 }

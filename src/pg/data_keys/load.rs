@@ -13,7 +13,7 @@ use super::memory::Of;
 use super::watching::{Place, place_of};
 use super::{memory, settings, table};
 use crate::http::failure::{Failure, Kind};
-use crate::pg::error::{OrRaise, error, raise};
+use crate::pg::error::{OrRaise, raise};
 use crate::pg::stats::Operation;
 use crate::pg::vault::Vault;
 use crate::pg::{clock, restricted, worker};
@@ -37,23 +37,44 @@ pub struct Loaded {
 /// The data key of a row, from shared memory or the vault; raises.
 pub fn load(record: &Record, vault: &Vault, kid: &Kid) -> Loaded {
     refuse_locked_server(record, vault);
-    let (place, of) = (place_of(vault, kid), of(record, vault));
-    if let Some(loaded) = kept(record, &of, &place) {
+    let place = place_of(vault, kid);
+    if let Some(loaded) = kept(record, vault, &place).or_raise() {
         return loaded;
     }
     if restricted::is_now() {
         raise(restricted::refused());
     }
     let lock = LoadLock::take(record);
-    if let Some(loaded) = kept(record, &of, &place) {
+    if let Some(loaded) = kept(record, vault, &place).or_raise() {
         return loaded;
     }
     refuse_recent_failure(&place);
-    verify(record, vault, kid, &place);
-    let secret = unwrap(record, vault, kid, &place);
-    let loaded = keep(record, vault, &place, secret);
+    let secret = authentic(record, vault, kid, &place, table::database_id()).or_raise();
+    let loaded = keep(record, vault, &place, secret).or_raise();
     drop(lock);
     loaded
+}
+
+/// The data key of a row, from shared memory or the vault, for who needs no transaction for it and shares it with
+/// nobody. `database` is the id that rows are signed with.
+pub fn secret_of(record: &Record, vault: &Vault, kid: &Kid, database: Option<[u8; 16]>) -> Result<Secret, Failure> {
+    let place = place_of(vault, kid);
+    match kept(record, vault, &place)? {
+        Some(loaded) => Ok(loaded.secret),
+        None => authentic(record, vault, kid, &place, database),
+    }
+}
+
+/// The data key of a row from the vault, once it is certain that the row is what the vault's key has signed.
+fn authentic(
+    record: &Record,
+    vault: &Vault,
+    kid: &Kid,
+    place: &Place,
+    database: Option<[u8; 16]>,
+) -> Result<Secret, Failure> {
+    verify(record, vault, kid, place, database)?;
+    unwrap(record, vault, kid, place)
 }
 
 /// What shared memory finds a row's data key by.
@@ -66,22 +87,23 @@ fn of(record: &Record, vault: &Vault) -> Of {
 }
 
 /// 55006 where the server's owner has locked its data keys.
-fn refuse_locked_server(record: &Record, vault: &Vault) {
+pub fn refuse_locked_server(record: &Record, vault: &Vault) {
     // SAFETY: a plain global.
     if memory::lock().is_locked(unsafe { pg_sys::MyDatabaseId }, vault.server) {
-        locked(&record.name, "They were locked by lock_data_keys().", "revalidate_data_keys() unlocks them.");
+        let why = "They were locked by lock_data_keys().";
+        raise(locked(&record.name, why, "revalidate_data_keys() unlocks them."));
     }
 }
 
-fn locked(name: &str, why: &str, hint: &str) -> ! {
-    raise(Failure::new(Kind::Conflict, format!("data key \"{name}\" is locked")).detail(why).hint(hint))
+fn locked(name: &str, why: &str, hint: &str) -> Failure {
+    Failure::new(Kind::Conflict, format!("data key \"{name}\" is locked")).detail(why).hint(hint)
 }
 
-/// The data key as shared memory holds it; raises when its vault key is locked.
-fn kept(record: &Record, of: &Of, place: &Place) -> Option<Loaded> {
-    let (now, grace) = (clock::monotonic(), settings::grace());
+/// The data key as shared memory holds it; 55006 when its vault key is locked.
+fn kept(record: &Record, vault: &Vault, place: &Place) -> Result<Option<Loaded>, Failure> {
+    let (now, grace, of) = (clock::monotonic(), settings::grace(), of(record, vault));
     let mut table = memory::lock();
-    let found = table.find(of).map(|at| {
+    let found = table.find(&of).map(|at| {
         let (sealed, number) = table.take(at, now);
         (at, sealed, number)
     });
@@ -91,15 +113,15 @@ fn kept(record: &Record, of: &Of, place: &Place) -> Option<Loaded> {
         is_locked.then(|| known.last_failure.get().map_or_else(String::new, |failure| failure.message))
     });
     if let Some(why) = why.flatten() {
-        locked(
+        return Err(locked(
             &record.name,
             &format!("The key that wraps it may not be used: {why}."),
             "It unlocks by itself once the vault lets it be used again; revalidate_data_keys() tries at once.",
-        );
+        ));
     }
-    let (at, sealed, number) = found?;
+    let Some((at, sealed, number)) = found else { return Ok(None) };
     // What cannot be opened is unwrapped again.
-    guarded::open(&record.id, &sealed).ok().map(|secret| Loaded { secret, at, number })
+    Ok(guarded::open(&record.id, &sealed).ok().map(|secret| Loaded { secret, at, number }))
 }
 
 /// Raises the failure that somebody else has just met.
@@ -114,47 +136,43 @@ fn refuse_recent_failure(place: &Place) {
     }
 }
 
-/// Raises unless the vault's key has signed the row, and may be used now.
-fn verify(record: &Record, vault: &Vault, kid: &Kid, place: &Place) {
+/// Whether the vault's key has signed the row, and may be used now.
+fn verify(record: &Record, vault: &Vault, kid: &Kid, place: &Place, database: Option<[u8; 16]>) -> Result<(), Failure> {
     let Some(signature) = &record.signature else {
-        if !vault.access.unsigned_keys {
-            raise(planted(&record.name, "Its row has no signature.").hint(
-                "Only a server with option unsigned_keys 'allow' accepts such rows; rewrap_data_keys() signs them.",
-            ));
+        if vault.access.unsigned_keys {
+            return Ok(());
         }
-        return;
+        return Err(planted(&record.name, "Its row has no signature.").hint(
+            "Only a server with option unsigned_keys 'allow' accepts such rows; rewrap_data_keys() signs them.",
+        ));
     };
-    let Some(database) = table::database_id() else {
-        raise(planted(&record.name, "This database has no id that rows are signed with."));
-    };
-    let digest = digest_of(&record.message(&database));
-    let good = match public_key(vault, kid, place) {
+    let no_id = || planted(&record.name, "This database has no id that rows are signed with.");
+    let digest = digest_of(&record.message(&database.ok_or_else(no_id)?));
+    let good = match public_key(vault, kid, place)? {
         Some(public) => public.verify_ps256(&digest, signature),
-        None => verified_by_the_vault(vault, kid, place, &digest, signature),
+        None => verified_by_the_vault(vault, kid, place, &digest, signature)?,
     };
-    if !good {
-        raise(planted(&record.name, "The signature of its row does not hold."));
-    }
+    if good { Ok(()) } else { Err(planted(&record.name, "The signature of its row does not hold.")) }
 }
 
 /// The vault key's public part, as the vault gives it; None where the identity may not read it.
-pub fn public_key(vault: &Vault, kid: &Kid, place: &Place) -> Option<RsaPublic> {
+pub fn public_key(vault: &Vault, kid: &Kid, place: &Place) -> Result<Option<RsaPublic>, Failure> {
     let known = place.with(|known| RsaPublic { n: known.modulus.get().to_vec(), e: known.exponent.get().to_vec() });
     if let Some(known) = known.filter(|known| !known.n.is_empty()) {
-        return Some(known);
+        return Ok(Some(known));
     }
     match read_key(vault, kid.name(), Some(kid.version())) {
         Ok((key, now)) => {
             if let Some(failure) = unusable(&key, now) {
-                fail(place, failure);
+                return Err(failed(place, vault, failure));
             }
-            let public = require_rsa(&key);
+            let public = require_rsa(&key)?;
             place.know(&public);
-            Some(public)
+            Ok(Some(public))
         }
         // Least rights: to unwrap and to verify is enough.
-        Err(failure) if failure.kind == Kind::NotAuthorized => None,
-        Err(failure) => fail(place, failure),
+        Err(failure) if failure.kind == Kind::NotAuthorized => Ok(None),
+        Err(failure) => Err(failed(place, vault, failure)),
     }
 }
 
@@ -167,39 +185,39 @@ pub fn read_key(vault: &Vault, name: &str, version: Option<&str>) -> Result<(Key
 }
 
 /// 22023: only RSA keys wrap data keys.
-pub fn require_rsa(key: &Key) -> RsaPublic {
-    key.rsa().unwrap_or_else(|| {
-        raise(
-            Failure::new(Kind::InvalidValue, format!("key \"{}\" cannot wrap data keys", key.kid.name()))
-                .detail(format!("It is of type {}.", key.key_type))
-                .hint("Data keys are wrapped by an RSA or RSA-HSM key."),
-        )
+pub fn require_rsa(key: &Key) -> Result<RsaPublic, Failure> {
+    key.rsa().ok_or_else(|| {
+        Failure::new(Kind::InvalidValue, format!("key \"{}\" cannot wrap data keys", key.kid.name()))
+            .detail(format!("It is of type {}.", key.key_type))
+            .hint("Data keys are wrapped by an RSA or RSA-HSM key.")
     })
 }
 
-fn verified_by_the_vault(vault: &Vault, kid: &Kid, place: &Place, digest: &[u8; 32], signature: &[u8]) -> bool {
+fn verified_by_the_vault(
+    vault: &Vault,
+    kid: &Kid,
+    place: &Place,
+    digest: &[u8; 32],
+    signature: &[u8],
+) -> Result<bool, Failure> {
     let name = kid.name();
-    let request =
-        operation::verify_request(&vault.access, name, Some(kid.version()), SIGNING, digest, signature).or_raise();
+    let request = operation::verify_request(&vault.access, name, Some(kid.version()), SIGNING, digest, signature)?;
     let read = |answer: &_| operation::read_verified(&vault.access, answer, name);
-    match vault.answered(Operation::Verify, request, read) {
-        Ok(good) => good,
-        Err(failure) => fail(
-            place,
-            failure.hint("Its signature can be verified by an identity that may read the key or verify with it."),
-        ),
-    }
+    vault.answered(Operation::Verify, request, read).map_err(|failure| {
+        let hint = "Its signature can be verified by an identity that may read the key or verify with it.";
+        failed(place, vault, failure.hint(hint))
+    })
 }
 
-/// Asks the vault to unwrap, and compares with the check value; raises.
-fn unwrap(record: &Record, vault: &Vault, kid: &Kid, place: &Place) -> Secret {
+/// Asks the vault to unwrap, and compares with the check value.
+fn unwrap(record: &Record, vault: &Vault, kid: &Kid, place: &Place) -> Result<Secret, Failure> {
     match unwrapped(vault, kid, &record.wrapped) {
-        Ok(secret) if envelope::is_key_of(&secret, &record.check) => secret,
-        Ok(_) => raise(planted(&record.name, "What was unwrapped does not fit its check value.")),
+        Ok(secret) if envelope::is_key_of(&secret, &record.check) => Ok(secret),
+        Ok(_) => Err(planted(&record.name, "What was unwrapped does not fit its check value.")),
         Err(failure) if failure.kind == Kind::InvalidValue => {
-            raise(planted(&record.name, "The vault's key has not wrapped it."))
+            Err(planted(&record.name, "The vault's key has not wrapped it."))
         }
-        Err(failure) => fail(place, failure),
+        Err(failure) => Err(failed(place, vault, failure)),
     }
 }
 
@@ -217,10 +235,10 @@ pub fn unwrapped(vault: &Vault, kid: &Kid, wrapped: &[u8]) -> Result<Secret, Fai
     Ok(secret)
 }
 
-/// Writes down that the vault key could not be used, and raises.
-fn fail(place: &Place, failure: Failure) -> ! {
-    place.failed(&failure);
-    raise(failure)
+/// Writes down that the vault key could not be used.
+fn failed(place: &Place, vault: &Vault, failure: Failure) -> Failure {
+    place.failed(&failure, &vault.request_id());
+    failure
 }
 
 /// Tries the vault key of a row anew, whatever is known of it; whether it may be used.
@@ -234,16 +252,16 @@ pub fn revalidate(record: &Record, vault: &Vault, kid: &Kid) -> bool {
             Err(failure) => Err(failure),
         });
     match &tried {
-        Ok(()) => place.succeeded(),
-        Err(failure) => place.failed(failure),
+        Ok(()) => place.succeeded(&vault.request_id()),
+        Err(failure) => place.failed(failure, &vault.request_id()),
     }
     tried.is_ok()
 }
 
 /// Puts a data key into shared memory.
-pub fn keep(record: &Record, vault: &Vault, place: &Place, secret: Secret) -> Loaded {
+pub fn keep(record: &Record, vault: &Vault, place: &Place, secret: Secret) -> Result<Loaded, Failure> {
     let now = clock::monotonic();
-    let sealed = guarded::seal(&record.id, &secret).or_raise();
+    let sealed = guarded::seal(&record.id, &secret)?;
     let sample = place.with(|known| {
         if record.wrapped.len() <= memory::RSA {
             known.sample.set(&record.wrapped);
@@ -251,17 +269,14 @@ pub fn keep(record: &Record, vault: &Vault, place: &Place, secret: Secret) -> Lo
         }
     });
     if sample.is_none() {
-        error(
-            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            "too many vault keys are in use",
-            Some(format!("There is room for {} at a time.", memory::VAULT_KEYS)),
-            Some("Try again.".into()),
-        );
+        return Err(Failure::new(Kind::Throttled, "too many vault keys are in use")
+            .detail(format!("There is room for {} at a time.", memory::VAULT_KEYS))
+            .hint("Try again."));
     }
-    place.succeeded();
+    place.succeeded(&vault.request_id());
     let (at, number) = memory::lock().keep(&of(record, vault), place.at, sealed, now);
     worker::wake();
-    Loaded { secret, at, number }
+    Ok(Loaded { secret, at, number })
 }
 
 /// The right to load a data key: of this database's sessions one has it. Released with the transaction if not before.

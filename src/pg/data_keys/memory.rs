@@ -43,7 +43,10 @@ pub struct VaultKey {
     pub modulus: Bytes<RSA>,
     pub exponent: Bytes<8>,
     pub last_failure: KeptFailure,
+    /// The vault's, of the last look at the key.
     pub request_id: Text<80>,
+    /// Whether the vault has a newer version that can wrap.
+    pub has_newer: bool,
     /// Unix seconds.
     pub validated_at: i64,
     /// Milliseconds of the monotonic clock.
@@ -189,6 +192,20 @@ impl Drop for Locked {
 impl Locked {
     pub fn vault_key(&mut self, at: usize) -> &mut VaultKey {
         &mut self.0.vault_keys[at]
+    }
+
+    /// All vault keys.
+    pub fn vault_keys(&self) -> impl Iterator<Item = &VaultKey> {
+        self.0.vault_keys.iter().filter(|known| known.taken)
+    }
+
+    /// Forgets a vault key that wraps nothing any more.
+    pub fn forget_vault_key(&mut self, key: &[u8; 32]) {
+        if let Some(at) = self.find_vault_key(key)
+            && !self.is_used(at)
+        {
+            self.0.vault_keys[at].taken = false;
+        }
     }
 
     pub fn find_vault_key(&self, key: &[u8; 32]) -> Option<usize> {

@@ -2,8 +2,9 @@
 //!
 //! Both, because the vault still unwraps with an expired key, and may still show a disabled one. No catalog is read: a
 //! slot says all that a probe takes. An identity that may unwrap but not read is enough, then its key's end and switch
-//! are not seen.
+//! are not seen, nor a newer version.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use super::memory::{self, VAULT_KEYS, VaultKey};
@@ -18,7 +19,7 @@ use crate::pg::stats::{Operation, Tally};
 use crate::pg::{cache, clock, settings, tokens};
 use crate::token::AccessToken;
 use crate::vault::access::VaultAccess;
-use crate::vault::key;
+use crate::vault::key::{self, Key};
 use crate::vault::kid::Kid;
 use crate::vault::operation::{self, KeyOperation};
 use crate::vault::record::WRAPPING;
@@ -36,6 +37,15 @@ pub struct Due {
     place: Place,
     known: Box<VaultKey>,
     tally: Tally,
+    /// The vault's, of the last request that it answered.
+    request_id: RefCell<String>,
+}
+
+/// What a probe that succeeds has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether there is a newer version that can wrap; None where the identity may not read the key.
+    has_newer: Option<bool>,
 }
 
 /// Locks what has run out of time, forgets what nobody uses, and takes up to `room` vault keys whose time has come;
@@ -72,7 +82,12 @@ pub fn take_due(room: usize, longest: i64) -> (Vec<Due>, i64) {
         }
     }
     look.iter().for_each(Place::look);
-    let due = |(place, known)| Due { place, known, tally: Tally::begin(Operation::Unwrap, c"") };
+    let due = |(place, known)| Due {
+        place,
+        known,
+        tally: Tally::begin(Operation::Unwrap, c""),
+        request_id: RefCell::default(),
+    };
     (taken.into_iter().map(due).collect(), next)
 }
 
@@ -111,21 +126,27 @@ pub fn prepare(due: &Due) -> Result<Prepared, Failure> {
 }
 
 /// Runs inside the runtime: no PostgreSQL here.
-pub async fn probe(prepared: Prepared, due: Due) -> (Due, Result<(), Failure>) {
+pub async fn probe(prepared: Prepared, due: Due) -> (Due, Result<Seen, Failure>) {
     let outcome = flight::within(LONGEST, tried(&prepared, &due)).await;
     let too_late = || Failure::new(Kind::Unreachable, "the vault key could not be tried in time");
     (due, outcome.unwrap_or_else(|| Err(too_late())))
 }
 
 /// Keeps what came of it.
-pub fn conclude(due: &Due, outcome: Result<(), Failure>) {
+pub fn conclude(due: &Due, outcome: Result<Seen, Failure>) {
+    let request_id = due.request_id.borrow();
     match due.tally.judged(outcome) {
-        Ok(()) => due.place.succeeded(),
-        Err(failure) => due.place.failed(&failure),
+        Ok(Seen { has_newer }) => {
+            if let Some(has_newer) = has_newer {
+                due.place.with(|known| known.has_newer = has_newer);
+            }
+            due.place.succeeded(&request_id);
+        }
+        Err(failure) => due.place.failed(&failure, &request_id),
     }
 }
 
-async fn tried(prepared: &Prepared, due: &Due) -> Result<(), Failure> {
+async fn tried(prepared: &Prepared, due: &Due) -> Result<Seen, Failure> {
     let traffic = due.tally.traffic();
     let token = match &prepared.cached {
         Some(token) => token.clone(),
@@ -134,7 +155,7 @@ async fn tried(prepared: &Prepared, due: &Due) -> Result<(), Failure> {
     let (access, name, version) = (&prepared.access, prepared.kid.name(), prepared.kid.version());
     let unwrap = KeyOperation::Unwrap;
     let request = operation::request(access, unwrap, name, Some(version), WRAPPING, due.known.sample.get())?;
-    let (answer, token) = asked(prepared, request, token, traffic).await?;
+    let (answer, token) = asked(prepared, due, request, token).await?;
     let done = operation::read(access, unwrap, &answer, name).map_err(|failure| blame_the_clock(failure, &answer))?;
     let mut secret = envelope::no_secret();
     let fits = done.value.len() == secret.len();
@@ -144,13 +165,38 @@ async fn tried(prepared: &Prepared, due: &Due) -> Result<(), Failure> {
     if !(fits && envelope::is_key_of(&secret, &due.known.check)) {
         return Err(Failure::new(Kind::NotAuthentic, "the vault unwrapped another key than it did before"));
     }
-    let request = key::request(access, name, Some(version))?;
-    let (answer, _) = asked(prepared, request, token, traffic).await?;
-    match key::read(access, &answer, name) {
-        Ok(key) => key::unusable(&key, answer.sent_at().unwrap_or_else(clock::now)).map_or(Ok(()), Err),
-        Err(failure) if failure.kind == Kind::NotAuthorized => Ok(()),
+    // The newest version first: most of the time it is this one, and one request tells both.
+    let (newest, token) = read_key(prepared, due, None, token).await?;
+    if let Ok((key, now)) = &newest
+        && key.kid == prepared.kid
+    {
+        return key::unusable(key, *now).map_or(Ok(Seen { has_newer: Some(false) }), Err);
+    }
+    match read_key(prepared, due, Some(version), token).await?.0 {
+        Ok((key, now)) => match key::unusable(&key, now) {
+            Some(failure) => Err(failure),
+            None => {
+                let wraps = |(key, now): &(Key, i64)| key.rsa().is_some() && key::unusable(key, *now).is_none();
+                Ok(Seen { has_newer: newest.ok().as_ref().map(wraps) })
+            }
+        },
+        Err(failure) if failure.kind == Kind::NotAuthorized => Ok(Seen { has_newer: None }),
         Err(failure) => Err(failure),
     }
+}
+
+/// What the vault says of a version of the key, or of the newest, and the vault's time.
+async fn read_key(
+    prepared: &Prepared,
+    due: &Due,
+    version: Option<&str>,
+    token: AccessToken,
+) -> Result<(Result<(Key, i64), Failure>, AccessToken), Failure> {
+    let (access, name) = (&prepared.access, prepared.kid.name());
+    let request = key::request(access, name, version)?;
+    let (answer, token) = asked(prepared, due, request, token).await?;
+    let now = answer.sent_at().unwrap_or_else(clock::now);
+    Ok((key::read(access, &answer, name).map(|key| (key, now)), token))
 }
 
 async fn fresh(prepared: &Prepared, traffic: &Traffic) -> Result<AccessToken, Failure> {
@@ -161,14 +207,16 @@ async fn fresh(prepared: &Prepared, traffic: &Traffic) -> Result<AccessToken, Fa
 /// Asks with the token, and once more with a new one when the vault refuses that: it may have been revoked.
 async fn asked(
     prepared: &Prepared,
+    due: &Due,
     mut request: Request,
     mut token: AccessToken,
-    traffic: &Traffic,
 ) -> Result<(Answer, AccessToken), Failure> {
-    let mut tries = 0;
+    let (traffic, mut tries) = (due.tally.traffic(), 0);
+    due.request_id.borrow_mut().clear();
     loop {
         let Prepared { access, options, .. } = prepared;
         let answer = ask::ask(access, options, &mut request, &token, LONGEST, traffic).await?;
+        due.request_id.replace(answer.request_id().unwrap_or_default().to_owned());
         tries += 1;
         if answer.status != 401 || tries == 2 {
             return Ok((answer, token));

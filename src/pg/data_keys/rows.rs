@@ -21,8 +21,7 @@ pub struct Row {
     pub signed: bool,
     pub created_at: Option<TimestampWithTimeZone>,
     pub rotated_at: Option<TimestampWithTimeZone>,
-    /// Unix seconds; 0: not since the server was started.
-    pub last_validated_at: i64,
+    pub last_validated_at: Option<TimestampWithTimeZone>,
 }
 
 /// What a vault key's state is, and why it is no better.
@@ -39,7 +38,7 @@ pub fn rows() -> Vec<Row> {
     // SAFETY: reads the syscache by plain values.
     let all = unsafe { pg_sys::has_privs_of_role(user, pg_sys::Oid::from(pg_sys::ROLE_PG_READ_ALL_STATS)) };
     let servers = servers::servers_of(Wrapper::Vault);
-    let known = vault_keys();
+    let (known, validated) = (vault_keys(), table::validated());
     let rows = table::all();
     let next = |row: &table::Row| {
         let is_next = |other: &&table::Row| {
@@ -50,7 +49,7 @@ pub fn rows() -> Vec<Row> {
     let shown = rows.iter().filter_map(|row| {
         let server = servers.iter().find(|server| server.name.to_bytes() == row.record.server.as_bytes());
         let may_see = all || server.is_some_and(|server| compat::has_usage(server.oid, user));
-        may_see.then(|| shown(row, next(row), server, &known))
+        may_see.then(|| shown(row, next(row), server, &known, &validated))
     });
     shown.collect()
 }
@@ -78,7 +77,13 @@ fn vault_keys() -> Vec<Known> {
     known.collect()
 }
 
-fn shown(row: &table::Row, rotated_at: Option<TimestampWithTimeZone>, server: Option<&Server>, known: &[Known]) -> Row {
+fn shown(
+    row: &table::Row,
+    rotated_at: Option<TimestampWithTimeZone>,
+    server: Option<&Server>,
+    known: &[Known],
+    validated: &[table::Validated],
+) -> Row {
     let record = &row.record;
     let vault_key = known.iter().filter(|known| known.kid == record.kid).max_by_key(|known| known.state as u8);
     // SAFETY: a plain global.
@@ -101,6 +106,10 @@ fn shown(row: &table::Row, rotated_at: Option<TimestampWithTimeZone>, server: Op
         signed: record.signature.is_some(),
         created_at: row.created_at,
         rotated_at,
-        last_validated_at: vault_key.map_or(0, |known| known.validated_at),
+        last_validated_at: vault_key.and_then(|known| clock::timestamp(known.validated_at)).or_else(|| {
+            // Not since the server was started: as a worker has written it.
+            let written = validated.iter().find(|of| of.server == record.server && of.kid == record.kid);
+            written.map(|of| of.at)
+        }),
     }
 }

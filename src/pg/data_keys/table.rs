@@ -1,5 +1,5 @@
-//! The tables of wrapped data keys: `data_key`, a row for each generation, and `data_key_database`, the id that
-//! this database's rows are signed with.
+//! The tables of wrapped data keys: `data_key`, a row for each generation, `data_key_database`, the id that
+//! this database's rows are signed with, and `data_key_validated`, when vault keys could last be used.
 //!
 //! Nobody has rights on them. They are read as catalogs are, by index and without a query, because a value may be
 //! decrypted in a parallel worker, on a standby and by a role that may see no row; they are written as their owner by
@@ -22,6 +22,7 @@ const KEYS: &CStr = c"data_key";
 const BY_ID: &CStr = c"data_key_pkey";
 const BY_NAME: &CStr = c"data_key_name_generation_key";
 const DATABASE: &CStr = c"data_key_database";
+const VALIDATED: &CStr = c"data_key_validated";
 
 /// A row of `data_key`.
 pub struct Row {
@@ -29,10 +30,58 @@ pub struct Row {
     pub created_at: Option<TimestampWithTimeZone>,
 }
 
+/// Whether the tables are there for the rest of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Yes,
+    /// Somebody drops the extension just now.
+    NotNow,
+    /// The extension is not there, or in a version that does not have all tables.
+    Gone,
+}
+
+/// Keeps the extension from being dropped until the transaction ends. Not waited for, and of the lock that DROP EXTENSION
+/// takes first: there is no way to a deadlock with it.
+pub fn hold() -> Held {
+    let extension = || {
+        // SAFETY: a look-up by name; InvalidOid for what is not there.
+        unsafe { pg_sys::get_extension_oid(c"managed_identity".as_ptr(), true) }
+    };
+    let found = extension();
+    let tag = pg_sys::LOCKTAG {
+        // SAFETY: a plain global.
+        locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        locktag_field2: pg_sys::ExtensionRelationId.to_u32(),
+        locktag_field3: found.to_u32(),
+        locktag_field4: 0,
+        locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+        locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+    };
+    if found == pg_sys::InvalidOid {
+        return Held::Gone;
+    }
+    // SAFETY: a lock of this transaction; then what was committed before it was taken is seen.
+    let taken = unsafe {
+        let taken = pg_sys::LockAcquire(&raw const tag, pg_sys::AccessShareLock as i32, false, true);
+        pg_sys::AcceptInvalidationMessages();
+        taken
+    };
+    if taken == pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL {
+        return Held::NotNow;
+    }
+    let all = [KEYS, DATABASE, VALIDATED, c"data_key_event"];
+    let are_there = extension() == found && all.iter().all(|name| find(name) != pg_sys::InvalidOid);
+    if are_there { Held::Yes } else { Held::Gone }
+}
+
+fn find(name: &CStr) -> pg_sys::Oid {
+    // SAFETY: syscache look-ups by C strings; InvalidOid for what is not there.
+    unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true)) }
+}
+
 /// The oid of a relation of the extension's; raises where the extension's version has none.
 fn relation(name: &CStr) -> pg_sys::Oid {
-    // SAFETY: syscache look-ups by C strings; InvalidOid for what is not there.
-    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), pg_sys::get_namespace_oid(SCHEMA.as_ptr(), true)) };
+    let oid = find(name);
     if oid == pg_sys::InvalidOid {
         error(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
@@ -71,6 +120,7 @@ pub fn changes() -> u64 {
 }
 
 /// What the trigger does. 39P01 for who calls it himself.
+#[allow(clippy::not_unsafe_ptr_arg_deref, reason = "only a function that PostgreSQL calls has such a pointer")]
 pub fn changed(call: pg_sys::FunctionCallInfo) {
     // SAFETY: a call's own data, which is a trigger's where it says so; the message that is queued is sent when the
     // transaction commits.
@@ -114,6 +164,38 @@ pub fn all() -> Vec<Row> {
 pub fn database_id() -> Option<[u8; 16]> {
     let id = |columns: &Columns| columns.get::<Uuid>(1).map(|id| *id.as_bytes());
     scan(DATABASE, c"data_key_database_pkey", None, id).into_iter().next()
+}
+
+/// When a vault key could last be used, as written by a worker.
+pub struct Validated {
+    pub server: String,
+    pub kid: String,
+    pub at: TimestampWithTimeZone,
+}
+
+pub fn validated() -> Vec<Validated> {
+    scan(VALIDATED, c"data_key_validated_pkey", None, |columns| {
+        let server = columns.get::<&CStr>(1)?.to_string_lossy().into_owned();
+        Some(Validated { server, kid: columns.get(2)?, at: columns.get(3)? })
+    })
+}
+
+/// Writes when a vault key could last be used, and forgets keys that wrap nothing any more.
+pub fn set_validated(server: &str, kid: &str, at: TimestampWithTimeZone) {
+    write(
+        "INSERT INTO azure_key_vault.data_key_validated (server, kid, validated_at)
+             SELECT $1::pg_catalog.name, $2, $3 WHERE EXISTS (
+                 SELECT FROM azure_key_vault.data_key
+                 WHERE server OPERATOR(pg_catalog.=) $1::pg_catalog.name AND kid OPERATOR(pg_catalog.=) $2)
+             ON CONFLICT (server, kid) DO UPDATE SET validated_at = EXCLUDED.validated_at",
+        &[server.into(), kid.into(), at.into()],
+    );
+    write(
+        "DELETE FROM azure_key_vault.data_key_validated AS old WHERE NOT EXISTS (
+             SELECT FROM azure_key_vault.data_key AS key
+             WHERE key.server OPERATOR(pg_catalog.=) old.server AND key.kid OPERATOR(pg_catalog.=) old.kid)",
+        &[],
+    );
 }
 
 /// A tuple and how to read it.
@@ -186,7 +268,7 @@ fn scan<T>(
 }
 
 /// Runs a statement as the tables' owner, for a caller who has been allowed that; returns how many rows it changed.
-fn write(statement: &str, arguments: &[DatumWithOid]) -> usize {
+pub fn write(statement: &str, arguments: &[DatumWithOid]) -> usize {
     let (mut user, mut context) = (pg_sys::InvalidOid, 0);
     // SAFETY: plain values; an ERROR restores both with the transaction.
     unsafe {

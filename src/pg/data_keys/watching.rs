@@ -1,14 +1,14 @@
 //! What shared memory knows of vault keys: where each stands, and what a success or a failure means to it.
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use super::journal::{self, Event};
 use super::memory::{self, VaultKey};
 use super::settings;
 use crate::http::failure::Failure;
-use crate::pg::error::tell;
+use crate::pg::error::log;
 use crate::pg::vault::Vault;
-use crate::pg::{clock, tokens};
+use crate::pg::{clock, tokens, worker};
 use crate::vault::key::RsaPublic;
 use crate::vault::kid::Kid;
 use crate::vault::watch::{Probe, State, Watch};
@@ -40,6 +40,9 @@ pub fn place_of(vault: &Vault, kid: &Kid) -> Place {
         at
     });
     table.vault_key(at).used_at = now;
+    drop(table);
+    // SAFETY: a plain global.
+    journal::lock().note_use(unsafe { pg_sys::MyDatabaseId }, vault.server, key);
     Place { at, key }
 }
 
@@ -65,10 +68,11 @@ impl Place {
     }
 
     /// The vault key could be used.
-    pub fn succeeded(&self) {
+    pub fn succeeded(&self, request_id: &str) {
         let (monotonic, now, grace) = (clock::monotonic(), clock::now(), settings::grace());
         let interval = settings::revalidate_interval();
         self.change(None, |known| {
+            known.request_id.set(request_id);
             known.watch = known.watch.after(Probe::Usable, monotonic, grace);
             known.last_failure.clear();
             known.failed_at = 0;
@@ -78,10 +82,11 @@ impl Place {
     }
 
     /// The vault key could not be used.
-    pub fn failed(&self, failure: &Failure) {
+    pub fn failed(&self, failure: &Failure, request_id: &str) {
         let (monotonic, now, grace) = (clock::monotonic(), clock::now(), settings::grace());
         let pause = settings::probe_pause();
         self.change(Some(failure), |known| {
+            known.request_id.set(request_id);
             known.watch = known.watch.after(Probe::of(failure), monotonic, grace);
             known.last_failure.set(failure, 1, now);
             known.failed_at = monotonic;
@@ -106,26 +111,32 @@ impl Place {
             let old = known.watch.state();
             change(known);
             let new = known.watch.state();
-            let moved = (old != new).then(|| (old, new, known.kid, known.last_failure));
+            let moved = (old != new).then(|| {
+                let mut event = Event::new(known.key, new.as_str());
+                (event.kid, event.request_id) = (known.kid, known.request_id);
+                (old, new, known.last_failure, event)
+            });
             if new == State::Locked {
                 table.forget_of(self.at);
             }
             moved
         };
-        if let Some((old, new, kid, last_failure)) = moved {
+        if let Some((old, new, last_failure, mut event)) = moved {
             let last = last_failure.get();
-            say(kid.get(), (old, new), failure.or(last.as_ref()));
+            let why = failure.or(last.as_ref()).filter(|_| new != State::Ready).map(|failure| {
+                let detail = failure.detail.as_deref().map_or_else(String::new, |detail| format!(" {detail}"));
+                format!("{}.{detail}", failure.message)
+            });
+            event.reason.set(why.as_deref().unwrap_or_default());
+            journal::lock().add(event);
+            worker::wake();
+            say(event.kid.get(), (old, new), why);
         }
     }
 }
 
 /// One line in the server's log for each change.
-fn say(kid: &str, (old, new): (State, State), failure: Option<&Failure>) {
+fn say(kid: &str, (old, new): (State, State), why: Option<String>) {
     let message = format!("vault key \"{kid}\" is {} (it was {})", new.as_str(), old.as_str());
-    let mut report = ErrorReport::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message, "");
-    if let Some(failure) = failure.filter(|_| new != State::Ready) {
-        let detail = failure.detail.as_deref().map_or_else(String::new, |detail| format!(" {detail}"));
-        report = report.set_detail(format!("{}.{detail}", failure.message));
-    }
-    tell(report, PgLogLevel::LOG);
+    log(PgLogLevel::LOG, &message, why.as_deref());
 }

@@ -127,6 +127,13 @@ fn it_stands_before_the_vault_too() {
     assert_eq!(answer.json()["value"], "hunter2");
     let id = answer.json()["id"].as_str().unwrap().to_owned();
     assert!(id.starts_with(&proxy.endpoint()), "{id}");
+    let path = |at: &str| {
+        get(Some(emulator.pki()), &format!("{}/{at}?a=b", proxy.endpoint()), &[]);
+        emulator.vault().log().requests().pop().unwrap().path
+    };
+    assert_eq!(path("keys/kek//wrapkey"), "/keys/kek//wrapkey");
+    proxy.join_slashes();
+    assert_eq!(path("keys/kek//wrapkey"), "/keys/kek/wrapkey");
 }
 
 #[test]

@@ -2,129 +2,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
 
+#[path = "command/machine.rs"]
+mod machine;
+
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use emulator::{
-    CA_CERTIFICATE, Config, Emulator, Fault, Identity, Key, Pki, Reply, Rule, Secret, TENANT, VaultOperation,
-};
-use server_tests::{SUBJECT, is_root, pg_config, wait};
-use tempfile::TempDir;
-
-/// What AES-256 takes as a key.
-const DATA_KEY: [u8; 32] = *b"0123456789abcdef\0\xff\n\r56789abcdef!";
-
-/// A machine and its vault, without a server.
-struct Machine {
-    emulator: Emulator,
-    files: TempDir,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let mut config = Config::new(Pki::create().unwrap());
-        config.identities = vec![Identity::system(), Identity::user("keys")];
-        config.secrets = vec![Secret::new("db-password", "hunter2")];
-        let machine = Self { emulator: Emulator::start(config).unwrap(), files: tempfile::tempdir().unwrap() };
-        machine.file(CA_CERTIFICATE, machine.emulator.pki().ca_pem());
-        machine
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
-        let path = self.files.path().join(name);
-        fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-
-    /// The command with these words, and with what it takes to ask the emulator.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(Path::new(&pg_config("--bindir")).join("managed-identity"));
-        command.args(words).args(["--imds-endpoint", &self.emulator.imds_endpoint()]);
-        command.arg("--ca-file").arg(self.files.path().join(CA_CERTIFICATE));
-        // Whatever machine the tests run on.
-        command.env_clear().stdin(Stdio::null());
-        command
-    }
-
-    fn vault_command(&self, words: &[&str]) -> Command {
-        let mut command = self.command(words);
-        command.args(["--vault", &self.emulator.vault_uri(), "--vault-host", "127.0.0.1"]);
-        command
-    }
-
-    fn secret(&self, name: &str) -> Command {
-        self.vault_command(&["get-secret", "--name", name])
-    }
-
-    /// A key of the vault and, wrapped by it, `DATA_KEY`: name, version, wrapped.
-    fn wrapped(&self) -> (String, Vec<u8>) {
-        let version = self.emulator.vault().put_key(Key::rsa("kek", 2048)).unwrap();
-        let key = self.file("kek.der", self.emulator.vault().private_key("kek", None).unwrap());
-        let plain = self.file("plain", DATA_KEY);
-        let padding = ["rsa_padding_mode:oaep", "rsa_oaep_md:sha256", "rsa_mgf1_md:sha256"];
-        let mut openssl = Command::new("openssl");
-        openssl.args(["pkeyutl", "-encrypt", "-keyform", "DER", "-inkey", &key, "-in", &plain]);
-        let output = openssl.args(padding.iter().flat_map(|option| ["-pkeyopt", option])).output().expect("openssl");
-        assert!(output.status.success(), "{}", said(&output));
-        (version, output.stdout)
-    }
-
-    fn unwrap(&self, version: &str, words: &[&str]) -> Command {
-        let mut command = self.vault_command(&["unwrap-key", "--key", "kek", "--version", version]);
-        command.args(words);
-        command
-    }
-
-    /// How often the identity endpoint and the vault were asked.
-    fn asked(&self) -> (usize, usize) {
-        (self.emulator.identity().log().count(), self.emulator.vault().log().count())
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// What it writes, byte for byte; panics when it does not end well or says anything.
-fn written(mut command: Command) -> Vec<u8> {
-    let output = command.output().unwrap();
-    assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()), "{command:?}");
-    output.stdout
-}
-
-/// The same when it reads this.
-fn given(command: Command, input: &[u8]) -> Vec<u8> {
-    let output = fed(command, input);
-    assert_eq!((output.status.code(), said(&output)), (Some(0), String::new()));
-    output.stdout
-}
-
-fn fed(mut command: Command, input: &[u8]) -> Output {
-    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It may have ended without reading.
-    let _ = process.stdin.take().unwrap().write_all(input);
-    process.wait_with_output().unwrap()
-}
-
-/// Its exit code and what it said; panics when it wrote anything.
-fn refused(mut command: Command) -> (i32, String) {
-    judged(&command.output().unwrap())
-}
-
-fn judged(output: &Output) -> (i32, String) {
-    assert!(output.stdout.is_empty(), "{} bytes were written", output.stdout.len());
-    let said = said(output);
-    for theirs in ["managed_identity.", "option \"", "the server's", "canary", "panicked"] {
-        assert!(!said.contains(theirs), "{said}");
-    }
-    (output.status.code().expect("an exit code"), said)
-}
+use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
+use emulator::{CA_CERTIFICATE, Fault, Identity, Pki, Reply, Rule, Secret, TENANT, VaultOperation};
+use machine::{DATA_KEY, Machine, fed, given, judged, refused, written};
+use server_tests::{SUBJECT, is_root, wait};
 
 #[test]
 fn a_secret_is_written_to_the_byte_and_with_a_line_end_only_where_asked_for() {
@@ -148,7 +39,7 @@ fn a_secret_is_written_to_the_byte_and_with_a_line_end_only_where_asked_for() {
     assert_eq!(with(&["--newline"]), b"new\n");
     assert_eq!(with(&["--kind", "user-assigned", "--client-id", &Identity::user("keys").client_id]), b"new");
     assert_eq!(with(&["--kind", "system-assigned"]), b"new");
-    let asked: Vec<_> = machine.emulator.identity().log().requests();
+    let asked = machine.emulator.identity().log().requests();
     assert!(asked.iter().all(|entry| entry.query("resource") == Some("https://vault.azure.net")));
     let identities: Vec<_> = asked.iter().rev().take(2).map(|entry| entry.identity.clone().unwrap()).collect();
     assert_eq!(identities, ["system", "keys"]);
@@ -196,7 +87,7 @@ fn a_key_is_unwrapped_from_each_encoding_into_each() {
     for (encoding, text) in [
         ("base64", [&lines, &b"\r\n"[..]].concat()),
         ("base64url", URL_SAFE_NO_PAD.encode(&wrapped).into_bytes()),
-        ("base64url", base64::engine::general_purpose::URL_SAFE.encode(&wrapped).into_bytes()),
+        ("base64url", URL_SAFE.encode(&wrapped).into_bytes()),
         ("hex", hex(&wrapped).into_bytes()),
         ("hex", hex(&wrapped).to_uppercase().into_bytes()),
     ] {

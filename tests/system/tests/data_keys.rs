@@ -150,7 +150,8 @@ check = hmac.new(mine, b'managed_identity data key check', hashlib.sha256)
 print(key.encrypt(mine, oaep).hex(), check.hexdigest())";
     let ran = Command::new(given("MI_PYTHON")).args(["-c", script, &jwk.to_string()]).output().unwrap();
     let text = String::from_utf8(ran.stdout).unwrap();
-    let (wrapped, check) = text.trim().split_once(' ').expect(&String::from_utf8_lossy(&ran.stderr));
+    let (wrapped, check) =
+        text.trim().split_once(' ').unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&ran.stderr)));
     (format!("\\x{wrapped}"), format!("\\x{check}"))
 }
 
@@ -473,4 +474,27 @@ fn occurrences(pid: i32, wanted: &[u8]) -> (Vec<String>, usize) {
         }
     }
     (dumped, guarded)
+}
+
+#[test]
+fn the_log_tells_of_the_first_use_in_a_transaction_and_never_of_a_plaintext() {
+    let (world, mut session) = world();
+    session.run("SET log_min_messages = debug5; SET log_min_error_statement = fatal");
+    session.run("SELECT azure_key_vault.encrypt_text('salary', 'canary-plaintext')");
+    session.run("RESET log_min_error_statement");
+    session.run("BEGIN");
+    for _ in 0..3 {
+        session.run("SELECT azure_key_vault.decrypt_text(azure_key_vault.encrypt_text('salary', 'canary-plaintext'))");
+    }
+    session.run("COMMIT");
+    let log = world.cluster.log();
+    let line = "role \"postgres\", database \"postgres\": data key \"salary\" of server \"payroll\"";
+    assert_eq!(log.matches(line).count(), 2, "one for each transaction: {log}");
+    assert!(!log.contains("canary-plaintext"), "{log}");
+    // What is not IMMUTABLE is in no index, and so in no statistics.
+    session.run("CREATE TABLE t (v bytea)");
+    assert_eq!(session.sqlstate("CREATE INDEX ON t (azure_key_vault.decrypt_value(v))"), "42P17");
+    let volatility = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'azure_key_vault'::regnamespace
+                      AND proname ~ 'crypt' AND (provolatile <> 'v' OR proleakproof)";
+    assert_eq!(session.value(volatility), "0");
 }

@@ -126,7 +126,8 @@ fn teardown_takes_back_what_setup_gave_and_tells_what_it_leaves_without_an_ident
     let client_id = "client_id=11111111-2222-3333-4444-555555555555";
     let setup = |server: &str, roles: &str| {
         let [server, roles] = [format!("server={server}"), format!("roles={roles}")];
-        let variables = ["vault_uri=https://payroll.vault.azure.net", client_id, &server, &roles];
+        let allow = "allow=secrets, data-keys";
+        let variables = ["vault_uri=https://payroll.vault.azure.net", client_id, &server, &roles, allow];
         script(&world, "setup_keys.sql", &variables).unwrap();
     };
     setup("payroll", "app, other,public");
@@ -134,6 +135,10 @@ fn teardown_takes_back_what_setup_gave_and_tells_what_it_leaves_without_an_ident
     let may = "SELECT string_agg(rolname, ' ' ORDER BY rolname) FROM pg_roles WHERE rolname IN ('app', 'other', 'kept')
                AND has_function_privilege(oid, 'azure_key_vault.secret(name, text, text)', 'EXECUTE')";
     assert_eq!(session.value(may), "app kept other");
+    let decrypts = may.replace("secret(name, text, text)", "decrypt_text(bytea, bytea)");
+    assert_eq!(session.value(&decrypts), "app kept other", "PUBLIC was named");
+    let wraps = may.replace("secret(name, text, text)", "wrap_key(name, text, bytea, text)");
+    assert_eq!(session.value(&wraps), "", "it was not allowed");
     // The identity alone: the vault's server stays, and does not work.
     let (_, warned) = told(&world, "teardown.sql", &["servers=payroll_identity"]).unwrap();
     assert!(warned.contains("name an identity that is gone: payroll"), "{warned}");
@@ -141,5 +146,8 @@ fn teardown_takes_back_what_setup_gave_and_tells_what_it_leaves_without_an_ident
     for _ in 0..2 {
         let (_, warned) = told(&world, "teardown.sql", &["servers= payroll , payroll_identity"]).unwrap();
         assert_eq!((warned.as_str(), session.value(may).as_str()), ("", "kept other"));
+        assert_eq!(session.value(&decrypts), "other");
+        let encrypts = decrypts.replace("decrypt_text(bytea, bytea)", "encrypt_text(text, text, bytea)");
+        assert_eq!(session.value(&encrypts), "app kept other", "everybody may from the start");
     }
 }

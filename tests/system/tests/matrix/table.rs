@@ -125,6 +125,9 @@ ok    ok    -     -     -     -     -     -     -     |                  | azure
 1     1     1     1     0     1     1     1     0     |                  | count(*) FROM azure_key_vault.data_keys()
 1     -     -     -     -     -     -     -     -     |                  | count(*) FROM azure_key_vault.data_key
 1     -     -     -     -     -     -     -     -     |                  | count(*) FROM azure_key_vault.data_key_database
+t     -     -     -     -     -     -     -     -     |                  | count(*) > 0 FROM azure_key_vault.data_key_event
+ok    -     -     -     -     -     -     -     -     |                  | count(*) FROM azure_key_vault.data_key_validated
+t     t     t     t     f     t     t     t     f     |                  | count(*) > 0 FROM azure_key_vault.data_key_events
 39P01 39P01 39P01 39P01 39P01 39P01 39P01 39P01 39P01 |                  | azure_key_vault.data_keys_changed()
 ok    ok    -     -     -     -     -     -     -     | crypt            | azure_key_vault.wrap_key('$', 'wrapper', 'x')
 
