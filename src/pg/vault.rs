@@ -59,6 +59,7 @@ impl Usable {
 /// A vault, and the identity that opens it.
 pub struct Vault {
     pub server: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
     pub name: CString,
     pub access: VaultAccess,
     pub identity: Rc<KnownIdentity>,
@@ -70,7 +71,14 @@ impl Vault {
     /// Of a server whose use is allowed.
     pub fn of(server: &Server, access: VaultAccess) -> Self {
         let identity = identities::borrowed(server, &access.resource);
-        Self { server: server.oid, name: server.name.clone(), access, identity, request_id: RefCell::default() }
+        Self {
+            server: server.oid,
+            owner: server.owner,
+            name: server.name.clone(),
+            access,
+            identity,
+            request_id: RefCell::default(),
+        }
     }
 
     /// The vault's id of the last request; empty where it was not answered.

@@ -121,7 +121,7 @@ impl DataKey {
         nonce_place.copy_from_slice(&nonce);
         ciphertext.copy_from_slice(plaintext);
         let (key, rest) = self.message_key(&nonce)?;
-        let tag = key.seal_in_place_separate_tag(rest, self.aad(context), ciphertext).map_err(failed)?;
+        let tag = key.seal_in_place_separate_tag(rest, self.aad(context)?, ciphertext).map_err(failed)?;
         tag_place.copy_from_slice(tag.as_ref());
         Ok(())
     }
@@ -135,17 +135,20 @@ impl DataKey {
         let (head, body) = value.split_at(HEADER + NONCE);
         let (ciphertext, tag) = body.split_at(body.len() - TAG);
         let (key, rest) = self.message_key(&head[HEADER..])?;
-        let opened = key.open_separate_gather(rest, self.aad(context), ciphertext, tag, out);
+        let opened = key.open_separate_gather(rest, self.aad(context)?, ciphertext, tag, out);
         opened.map_err(|_| not_authentic())
     }
 
     /// Format and id have one length, so that no context can be taken for a part of them.
-    fn aad(&self, context: &[u8]) -> Aad<Vec<u8>> {
-        let mut aad = Vec::with_capacity(HEADER + context.len());
+    fn aad(&self, context: &[u8]) -> Result<Aad<Vec<u8>>, Failure> {
+        let mut aad = Vec::new();
+        // A context may be as large as a value: too little memory is an error, not the process's end.
+        aad.try_reserve_exact(HEADER + context.len())
+            .map_err(|_| Failure::new(Kind::TooLarge, "the context is too large"))?;
         aad.extend_from_slice(&FORMAT);
         aad.extend_from_slice(&self.id);
         aad.extend_from_slice(context);
-        Aad::from(aad)
+        Ok(Aad::from(aad))
     }
 
     /// The AES-256-GCM key that the first half of the nonce makes, and the rest, which is that key's nonce: CMAC as a

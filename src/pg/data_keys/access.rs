@@ -4,11 +4,11 @@ use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
 
-use super::table;
+use super::{memory, table};
 use crate::http::failure::{Failure, Kind};
 use crate::pg::compat;
 use crate::pg::error::{error, raise};
-use crate::pg::servers;
+use crate::pg::servers::{self, Wrapper};
 use crate::pg::vault::{self, Vault};
 use crate::vault::access::VaultAccess;
 use crate::vault::kid::Kid;
@@ -81,16 +81,19 @@ pub fn not_owner(server: &CStr) -> ! {
 /// server he comes by: with the key the wrapped bytes of a dump are a data key.
 pub fn refuse_wrapping_key(access: &VaultAccess, key: &str) {
     let user = servers::current_user();
-    let owned = |server: &str| {
-        let name = CString::new(server).unwrap_or_default();
-        // SAFETY: a syscache look-up by name.
-        let oid = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
-        // Of rows whose server is gone nobody is the owner.
-        oid != pg_sys::InvalidOid && compat::owns_server(oid, user)
+    let vaults = servers::servers_of(Wrapper::Vault);
+    // Of rows whose server is gone nobody is the owner.
+    let owned = |name: &str| {
+        let server = vaults.iter().find(|server| server.name.to_bytes() == name.as_bytes());
+        server.is_some_and(|server| compat::owns_server(server.oid, user))
     };
-    let wraps = |record: &Record| Kid::parse(&record.kid, access).is_ok_and(|kid| kid.name().eq_ignore_ascii_case(key));
-    let mut rows = table::all().into_iter().map(|row| row.record).filter(wraps);
-    if rows.any(|record| !owned(&record.server)) {
+    let is_it = |kid: &str| Kid::parse(kid, access).is_ok_and(|kid| kid.name().eq_ignore_ascii_case(key));
+    let rows: Vec<Record> = table::all().into_iter().map(|row| row.record).filter(|row| is_it(&row.kid)).collect();
+    // A row may have been changed by who wants the key, and another database may have data keys under it: what is in
+    // use was verified.
+    // SAFETY: a plain read.
+    let in_use = rows.is_empty() && !unsafe { pg_sys::superuser() } && memory::kids().iter().any(|kid| is_it(kid));
+    if in_use || rows.iter().any(|row| !owned(&row.server)) {
         raise(
             Failure::new(Kind::Forbidden, format!("permission denied for key \"{key}\""))
                 .detail("It wraps data keys, so only the owner of their server may use it."),

@@ -1,6 +1,6 @@
 //! What owners of vault servers do with data keys: create, rotate, wrap anew, lock, unlock.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
 use pgrx::prelude::*;
@@ -43,7 +43,12 @@ pub fn rotate(name: &str) {
     let newest = table::newest(name).unwrap_or_else(|| access::unknown(name)).record;
     let (vault, kid) = access::way_of(&newest);
     access::require_ownership(&vault);
-    add_generation("rotated", name, newest.generation + 1, &vault, kid.name());
+    // What the row says of its server and vault key is signed for the next generation: so it must be authentic itself.
+    load::load(&newest, &vault, &kid);
+    let generation = newest.generation.checked_add(1).unwrap_or_else(|| {
+        raise(Failure::new(Kind::TooLarge, format!("data key \"{name}\" has too many generations")))
+    });
+    add_generation("rotated", name, generation, &vault, kid.name());
 }
 
 fn add_generation(event: &str, name: &str, generation: i32, vault: &Vault, key: &str) {
@@ -59,7 +64,8 @@ fn add_generation(event: &str, name: &str, generation: i32, vault: &Vault, key: 
         check: envelope::check_value(&secret).to_vec(),
         signature: None,
     };
-    let place = target.wrap(vault, &mut record, &secret, &table::make_database_id()).or_raise();
+    let database = table::make_database_id();
+    let place = target.wrap(vault, &mut record, &secret, &database).or_raise();
     table::insert(&record);
     events::Row::new(event, &record.server)
         .data_keys(&[name])
@@ -68,7 +74,7 @@ fn add_generation(event: &str, name: &str, generation: i32, vault: &Vault, key: 
         .reason(&format!("generation {generation}"))
         .request_id(&vault.request_id())
         .insert();
-    load::keep(&record, vault, &place, secret).or_raise();
+    load::keep(&record, vault, &place, secret, Some(database)).or_raise();
 }
 
 /// Wraps the data keys of a server (`None`: of all that the current user owns) with the newest version of their key,
@@ -125,15 +131,13 @@ pub fn revalidate(server: Option<&CStr>) -> i32 {
     }
     worker::wake();
     let mut usable = 0;
-    let mut refused: HashSet<String> = HashSet::new();
-    let mut tried: HashSet<String> = HashSet::new();
+    // By server and vault key: another server has another identity.
+    let mut tried: HashMap<(String, String), bool> = HashMap::new();
     for row in chosen(server) {
         let record = row.record;
         let (vault, kid) = access::way_of(&record);
-        if tried.insert(record.kid.clone()) && !load::revalidate(&record, &vault, &kid) {
-            refused.insert(record.kid.clone());
-        }
-        usable += i32::from(!refused.contains(&record.kid));
+        let of = (record.server.clone(), record.kid.clone());
+        usable += i32::from(*tried.entry(of).or_insert_with(|| load::revalidate(&record, &vault, &kid)));
     }
     usable
 }

@@ -37,20 +37,21 @@ pub struct Loaded {
 /// The data key of a row, from shared memory or the vault; raises.
 pub fn load(record: &Record, vault: &Vault, kid: &Kid) -> Loaded {
     refuse_locked_server(record, vault);
-    let place = place_of(vault, kid);
-    if let Some(loaded) = kept(record, vault, &place).or_raise() {
+    refuse_unsigned(record, vault).or_raise();
+    let (place, database) = (place_of(vault, kid), table::database_id());
+    if let Some(loaded) = kept(record, vault, &place, database).or_raise() {
         return loaded;
     }
     if restricted::is_now() {
         raise(restricted::refused());
     }
     let lock = LoadLock::take(record);
-    if let Some(loaded) = kept(record, vault, &place).or_raise() {
+    if let Some(loaded) = kept(record, vault, &place, database).or_raise() {
         return loaded;
     }
     refuse_recent_failure(&place);
-    let secret = authentic(record, vault, kid, &place, table::database_id()).or_raise();
-    let loaded = keep(record, vault, &place, secret).or_raise();
+    let secret = authentic(record, vault, kid, &place, database).or_raise();
+    let loaded = keep(record, vault, &place, secret, database).or_raise();
     drop(lock);
     loaded
 }
@@ -58,8 +59,9 @@ pub fn load(record: &Record, vault: &Vault, kid: &Kid) -> Loaded {
 /// The data key of a row, from shared memory or the vault, for who needs no transaction for it and shares it with
 /// nobody. `database` is the id that rows are signed with.
 pub fn secret_of(record: &Record, vault: &Vault, kid: &Kid, database: Option<[u8; 16]>) -> Result<Secret, Failure> {
+    refuse_unsigned(record, vault)?;
     let place = place_of(vault, kid);
-    match kept(record, vault, &place)? {
+    match kept(record, vault, &place, database)? {
         Some(loaded) => Ok(loaded.secret),
         None => authentic(record, vault, kid, &place, database),
     }
@@ -73,13 +75,38 @@ fn authentic(
     place: &Place,
     database: Option<[u8; 16]>,
 ) -> Result<Secret, Failure> {
+    if !place.is_ready() {
+        check_attributes(vault, kid, place)?;
+    }
     verify(record, vault, kid, place, database)?;
     unwrap(record, vault, kid, place)
 }
 
-/// What shared memory finds a row's data key by.
-fn of(record: &Record, vault: &Vault) -> Of {
-    let mut row = record.message(&[0; 16]);
+/// Whether the vault key may be used by its switch and dates, which the vault itself does not look at when it unwraps.
+/// While all was well the worker does; a session must not end a revocation by unwrapping.
+fn check_attributes(vault: &Vault, kid: &Kid, place: &Place) -> Result<(), Failure> {
+    let failure = match read_key(vault, kid.name(), Some(kid.version())) {
+        Ok((key, now)) => unusable(&key, now),
+        // Least rights: to unwrap and to verify is enough.
+        Err(failure) if failure.kind == Kind::NotAuthorized => None,
+        Err(failure) => Some(failure),
+    };
+    failure.map_or(Ok(()), |failure| Err(failed(place, vault, failure)))
+}
+
+/// 22000 for a row without a signature, unless the server accepts it.
+fn refuse_unsigned(record: &Record, vault: &Vault) -> Result<(), Failure> {
+    if record.signature.is_some() || vault.access.unsigned_keys {
+        return Ok(());
+    }
+    Err(planted(&record.name, "Its row has no signature.")
+        .hint("Only a server with option unsigned_keys 'allow' accepts such rows."))
+}
+
+/// What shared memory finds a row's data key by: all that it was verified by.
+fn of(record: &Record, vault: &Vault, place: &Place, database: Option<[u8; 16]>) -> Of {
+    let mut row = record.message(&database.unwrap_or_default());
+    row.extend_from_slice(place.key());
     row.extend_from_slice(record.signature.as_deref().unwrap_or_default());
     // SAFETY: a plain global.
     let database = unsafe { pg_sys::MyDatabaseId };
@@ -100,8 +127,8 @@ fn locked(name: &str, why: &str, hint: &str) -> Failure {
 }
 
 /// The data key as shared memory holds it; 55006 when its vault key is locked.
-fn kept(record: &Record, vault: &Vault, place: &Place) -> Result<Option<Loaded>, Failure> {
-    let (now, grace, of) = (clock::monotonic(), settings::grace(), of(record, vault));
+fn kept(record: &Record, vault: &Vault, place: &Place, database: Option<[u8; 16]>) -> Result<Option<Loaded>, Failure> {
+    let (now, grace, of) = (clock::monotonic(), settings::grace(), of(record, vault, place, database));
     let mut table = memory::lock();
     let found = table.find(&of).map(|at| {
         let (sealed, number) = table.take(at, now);
@@ -109,7 +136,8 @@ fn kept(record: &Record, vault: &Vault, place: &Place) -> Result<Option<Loaded>,
     });
     drop(table);
     let why = place.with(|known| {
-        let is_locked = known.watch.at(now, grace).state() == State::Locked;
+        // Of one that was never usable nothing is kept, and nobody looks after it: the vault is asked.
+        let is_locked = known.watch.at(now, grace).state() == State::Locked && !known.sample.get().is_empty();
         is_locked.then(|| known.last_failure.get().map_or_else(String::new, |failure| failure.message))
     });
     if let Some(why) = why.flatten() {
@@ -139,12 +167,7 @@ fn refuse_recent_failure(place: &Place) {
 /// Whether the vault's key has signed the row, and may be used now.
 fn verify(record: &Record, vault: &Vault, kid: &Kid, place: &Place, database: Option<[u8; 16]>) -> Result<(), Failure> {
     let Some(signature) = &record.signature else {
-        if vault.access.unsigned_keys {
-            return Ok(());
-        }
-        return Err(planted(&record.name, "Its row has no signature.").hint(
-            "Only a server with option unsigned_keys 'allow' accepts such rows; rewrap_data_keys() signs them.",
-        ));
+        return refuse_unsigned(record, vault);
     };
     let no_id = || planted(&record.name, "This database has no id that rows are signed with.");
     let digest = digest_of(&record.message(&database.ok_or_else(no_id)?));
@@ -186,10 +209,11 @@ pub fn read_key(vault: &Vault, name: &str, version: Option<&str>) -> Result<(Key
 
 /// 22023: only RSA keys wrap data keys.
 pub fn require_rsa(key: &Key) -> Result<RsaPublic, Failure> {
-    key.rsa().ok_or_else(|| {
+    // Of a larger one nothing would be kept for the worker to try.
+    key.rsa().filter(|public| public.n.len() <= memory::RSA).ok_or_else(|| {
         Failure::new(Kind::InvalidValue, format!("key \"{}\" cannot wrap data keys", key.kid.name()))
             .detail(format!("It is of type {}.", key.key_type))
-            .hint("Data keys are wrapped by an RSA or RSA-HSM key.")
+            .hint("Data keys are wrapped by an RSA or RSA-HSM key of at most 4096 bits.")
     })
 }
 
@@ -245,6 +269,11 @@ fn failed(place: &Place, vault: &Vault, failure: Failure) -> Failure {
 pub fn revalidate(record: &Record, vault: &Vault, kid: &Kid) -> bool {
     let place = place_of(vault, kid);
     let _lock = LoadLock::take(record);
+    // A row that is not authentic says nothing about the vault key.
+    if verify(record, vault, kid, &place, table::database_id()).is_err_and(|failure| failure.kind == Kind::NotAuthentic)
+    {
+        return false;
+    }
     let tried =
         unwrapped(vault, kid, &record.wrapped).and_then(|_| match read_key(vault, kid.name(), Some(kid.version())) {
             Ok((key, now)) => unusable(&key, now).map_or(Ok(()), Err),
@@ -258,23 +287,28 @@ pub fn revalidate(record: &Record, vault: &Vault, kid: &Kid) -> bool {
     tried.is_ok()
 }
 
-/// Puts a data key into shared memory.
-pub fn keep(record: &Record, vault: &Vault, place: &Place, secret: Secret) -> Result<Loaded, Failure> {
-    let now = clock::monotonic();
+/// Puts a data key into shared memory; 55006 where it was locked while it was loaded.
+pub fn keep(
+    record: &Record,
+    vault: &Vault,
+    place: &Place,
+    secret: Secret,
+    database: Option<[u8; 16]>,
+) -> Result<Loaded, Failure> {
+    let (now, of) = (clock::monotonic(), of(record, vault, place, database));
     let sealed = guarded::seal(&record.id, &secret)?;
-    let sample = place.with(|known| {
-        if record.wrapped.len() <= memory::RSA {
-            known.sample.set(&record.wrapped);
-            known.check.copy_from_slice(&envelope::check_value(&secret));
-        }
-    });
-    if sample.is_none() {
-        return Err(Failure::new(Kind::Throttled, "too many vault keys are in use")
-            .detail(format!("There is room for {} at a time.", memory::VAULT_KEYS))
-            .hint("Try again."));
-    }
-    place.succeeded(&vault.request_id());
-    let (at, number) = memory::lock().keep(&of(record, vault), place.at, sealed, now);
+    place.loaded(&vault.request_id(), &record.wrapped, &envelope::check_value(&secret))?;
+    // In one step with the look at the locks: a lock that comes later finds the key and takes it away.
+    let kept = {
+        let mut table = memory::lock();
+        let known = table.vault_key(place.at);
+        let is_usable = place.is(known) && known.watch.state() != State::Locked;
+        let is_locked = !is_usable || table.is_locked(of.database, of.server);
+        (!is_locked).then(|| table.keep(&of, place.at, sealed, now))
+    };
+    let Some((at, number)) = kept else {
+        return Err(locked(&record.name, "It was locked a moment ago.", "revalidate_data_keys() tries at once."));
+    };
     worker::wake();
     Ok(Loaded { secret, at, number })
 }

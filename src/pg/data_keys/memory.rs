@@ -164,6 +164,15 @@ pub fn is_there() -> bool {
     !SHARED.load(Ordering::Relaxed).is_null()
 }
 
+/// The vault keys in use, with their versions.
+pub fn kids() -> Vec<String> {
+    if !is_there() {
+        return Vec::new();
+    }
+    let table = lock();
+    table.0.vault_keys.iter().filter(|known| known.taken).map(|known| known.kid.get().to_owned()).collect()
+}
+
 /// The number of an entry, without the lock.
 pub fn number(at: usize) -> u64 {
     // SAFETY: only called with a place that `Locked` gave out, so the memory is there; the field is atomic.

@@ -77,7 +77,9 @@ pub fn take_due(room: usize, longest: i64) -> (Vec<Due>, i64) {
                 known.probe_at = now + 2 * LONGEST.as_millis() as i64;
                 taken.push((Place::of(at, known), Box::new(*known)));
             }
-            let wait = deadline.unwrap_or(i64::MAX).min(known.probe_at).saturating_sub(now);
+            // Those that are due and have no room wait for one that ends, which wakes the worker.
+            let probe_at = if known.probe_at <= now { i64::MAX } else { known.probe_at };
+            let wait = deadline.unwrap_or(i64::MAX).min(probe_at).saturating_sub(now);
             next = next.min(wait.max(0));
         }
     }

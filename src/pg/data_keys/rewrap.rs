@@ -50,6 +50,8 @@ pub struct Rewrapped {
     to: Rc<Vault>,
     place: Place,
     secret: Secret,
+    /// The id that its row is signed with.
+    database: [u8; 16],
 }
 
 /// The data keys; raises where the current user may not use their servers.
@@ -113,7 +115,7 @@ impl Targets {
         let secret = load::secret_of(&old, &from, &kid, Some(*database))?;
         let mut new = Record { server: to.name.to_string_lossy().into_owned(), ..old.clone() };
         let place = target.wrap(&to, &mut new, &secret, database)?;
-        Ok(Some(Rewrapped { old, new, to, place, secret }))
+        Ok(Some(Rewrapped { old, new, to, place, secret, database: *database }))
     }
 }
 
@@ -146,9 +148,9 @@ pub fn write(batch: Vec<Rewrapped>, role: Option<&str>) -> Vec<Rewrapped> {
 /// Puts the new wraps where sessions find them; returns how many.
 pub fn keep(written: Vec<Rewrapped>) -> i32 {
     let count = written.len() as i32;
-    for Rewrapped { new, to, place, secret, .. } in written {
+    for Rewrapped { new, to, place, secret, database, .. } in written {
         // Where there is no room, sessions unwrap for themselves.
-        let _ = load::keep(&new, &to, &place, secret);
+        let _ = load::keep(&new, &to, &place, secret, Some(database));
     }
     count
 }

@@ -23,10 +23,12 @@ struct Copy {
     name: String,
     server: pg_sys::Oid,
     server_name: CString,
+    /// The identity that the server borrows, and from whom.
+    lent: (pg_sys::Oid, pg_sys::Oid),
     at: usize,
     number: u64,
-    /// The catalog and the settings that the server's own rules were checked by.
-    checked: (u64, u64),
+    /// The catalog, the settings and the rows that it was checked by.
+    checked: (u64, u64, u64),
     /// In which transaction the log has said that it is used, and by whom.
     logged: (pg_sys::TimestampTz, pg_sys::Oid),
 }
@@ -75,13 +77,14 @@ pub fn decrypt(value: &[u8], context: &[u8]) -> Bytea {
 
 /// Gives the data key to `use_it`, which must not raise, once the current user's right to it is checked.
 fn with_key<R>(id: &KeyId, use_it: impl FnOnce(&Copy) -> R) -> R {
-    let checked = (servers::catalog_changes(), settings::changes());
+    let checked = (servers::catalog_changes(), settings::changes(), table::changes());
     let good = COPIES_HERE.with_borrow(|copies| {
         let copy = copies.by_id.get(id)?;
-        (copy.checked == checked && memory::number(copy.at) == copy.number).then_some(copy.server)
+        (copy.checked == checked && memory::number(copy.at) == copy.number).then_some((copy.server, copy.lent))
     });
     match good {
-        Some(server) if compat::has_usage(server, servers::current_user()) => {}
+        Some((server, (identity, owner)))
+            if compat::has_usage(server, servers::current_user()) && compat::has_usage(identity, owner) => {}
         _ => {
             // A copy that is no longer good is wiped before anything can fail.
             COPIES_HERE.with_borrow_mut(|copies| copies.by_id.remove(id));
@@ -100,7 +103,7 @@ fn with_key<R>(id: &KeyId, use_it: impl FnOnce(&Copy) -> R) -> R {
 }
 
 /// By way of the table, the server's rules and shared memory or the vault.
-fn fetch(id: &KeyId, checked: (u64, u64)) -> Copy {
+fn fetch(id: &KeyId, checked: (u64, u64, u64)) -> Copy {
     let row = table::by_id(id).unwrap_or_else(|| access::unknown_id());
     let (vault, kid) = access::way_of(&row.record);
     let loaded = load::load(&row.record, &vault, &kid);
@@ -110,6 +113,7 @@ fn fetch(id: &KeyId, checked: (u64, u64)) -> Copy {
         key: key.or_raise(),
         name: row.record.name,
         server: vault.server,
+        lent: (vault.identity.oid, vault.owner),
         server_name: vault.name,
         at: loaded.at,
         number: loaded.number,

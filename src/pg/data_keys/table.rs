@@ -100,7 +100,10 @@ thread_local! {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn invalidated(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
-    if relation == pg_sys::InvalidOid || relation == TABLE.get() {
+    // After DROP and CREATE EXTENSION the table is another one: it is looked up again.
+    let table = TABLE.get();
+    if relation == pg_sys::InvalidOid || table == pg_sys::InvalidOid || relation == table {
+        TABLE.set(pg_sys::InvalidOid);
         CHANGES.set(CHANGES.get() + 1);
     }
 }

@@ -5,10 +5,11 @@ use pgrx::prelude::*;
 use super::journal::{self, Event};
 use super::memory::{self, VaultKey};
 use super::settings;
-use crate::http::failure::Failure;
+use crate::http::failure::{Failure, Kind};
 use crate::pg::error::log;
 use crate::pg::vault::Vault;
 use crate::pg::{clock, tokens, worker};
+use crate::vault::envelope::CHECK_LENGTH;
 use crate::vault::key::RsaPublic;
 use crate::vault::kid::Kid;
 use crate::vault::watch::{Probe, State, Watch};
@@ -56,7 +57,7 @@ impl Place {
     pub fn with<R>(&self, work: impl FnOnce(&mut VaultKey) -> R) -> Option<R> {
         let mut table = memory::lock();
         let known = table.vault_key(self.at);
-        (known.taken && known.key == self.key).then(|| work(known))
+        self.is(known).then(|| work(known))
     }
 
     /// Keeps the public key, which never changes.
@@ -65,6 +66,47 @@ impl Place {
             known.modulus.set(&public.n);
             known.exponent.set(&public.e);
         });
+    }
+
+    /// Hash of vault, kid and identity.
+    pub fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
+    pub fn is(&self, known: &VaultKey) -> bool {
+        known.taken && known.key == self.key
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.with(|known| known.watch.state() == State::Ready).unwrap_or(false)
+    }
+
+    /// A session has unwrapped a data key; from then on the worker looks after the vault key, and it has something to
+    /// unwrap. Unlocking is not a session's affair, unless nobody has looked after the key before.
+    pub fn loaded(&self, request_id: &str, wrapped: &[u8], check: &[u8; CHECK_LENGTH]) -> Result<(), Failure> {
+        let (monotonic, now, grace) = (clock::monotonic(), clock::now(), settings::grace());
+        let interval = settings::revalidate_interval();
+        let known = self.change(None, |known| {
+            let is_new = known.sample.get().is_empty();
+            if known.watch.state() == State::Locked && !is_new {
+                return;
+            }
+            known.request_id.set(request_id);
+            known.watch = known.watch.after(Probe::Usable, monotonic, grace);
+            known.last_failure.clear();
+            known.failed_at = 0;
+            known.validated_at = now;
+            known.sample.set(wrapped);
+            known.check = *check;
+            if is_new {
+                known.probe_at = monotonic + interval;
+            }
+        });
+        known.then_some(()).ok_or_else(|| {
+            Failure::new(Kind::Throttled, "too many vault keys are in use")
+                .detail(format!("There is room for {} at a time.", memory::VAULT_KEYS))
+                .hint("Try again.")
+        })
     }
 
     /// The vault key could be used.
@@ -101,12 +143,13 @@ impl Place {
     }
 
     /// Changes a state and does what the new one asks for: whoever locks a key wipes what it wraps, in one step.
-    fn change(&self, failure: Option<&Failure>, change: impl FnOnce(&mut VaultKey)) {
+    /// False where another has taken its place.
+    fn change(&self, failure: Option<&Failure>, change: impl FnOnce(&mut VaultKey)) -> bool {
         let moved = {
             let mut table = memory::lock();
             let known = table.vault_key(self.at);
-            if !known.taken || known.key != self.key {
-                return;
+            if !self.is(known) {
+                return false;
             }
             let old = known.watch.state();
             change(known);
@@ -132,6 +175,7 @@ impl Place {
             worker::wake();
             say(event.kid.get(), (old, new), why);
         }
+        true
     }
 }
 

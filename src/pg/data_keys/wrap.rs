@@ -74,9 +74,17 @@ impl Target {
                 .detail("The data key was not changed."));
         }
         let digest = digest_of(&record.message(database));
+        let public = load::public_key(vault, &kid, &place)?;
         let signed = self.operate(vault, KeyOperation::Sign, Operation::Sign, Some(kid.version()), SIGNING, &digest);
         record.signature = match signed {
-            Ok(done) => Some(done.value.to_vec()),
+            // Or no restart would read what is encrypted under it.
+            Ok(done) if public.is_none_or(|public| public.verify_ps256(&digest, &done.value)) => {
+                Some(done.value.to_vec())
+            }
+            Ok(_) => {
+                return Err(Failure::new(Kind::Protocol, "the vault's signature is not its key's")
+                    .detail("The data key was not changed."));
+            }
             Err(failure) if failure.kind == Kind::NotAuthorized && vault.access.unsigned_keys => None,
             Err(failure) if failure.kind == Kind::NotAuthorized => {
                 return Err(failure.hint(

@@ -202,6 +202,11 @@ fn run(at: usize) {
     let (wanted, role) = {
         let mut journal = journal::lock();
         let job = &mut journal.jobs()[at];
+        // Its caller may have gone since, and the place be another database's.
+        // SAFETY: a plain global.
+        if !job.is_wanted() || job.database != unsafe { pg_sys::MyDatabaseId } {
+            return;
+        }
         job.begin();
         (job.wanted(), job.role)
     };

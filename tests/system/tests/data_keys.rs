@@ -498,3 +498,76 @@ fn the_log_tells_of_the_first_use_in_a_transaction_and_never_of_a_plaintext() {
                       AND proname ~ 'crypt' AND (provolatile <> 'v' OR proleakproof)";
     assert_eq!(session.value(volatility), "0");
 }
+
+/// By who may change rows and nothing else, under sessions that know the keys.
+#[test]
+fn what_is_planted_under_a_warm_session_is_refused_too_and_signed_by_nobody() {
+    let (world, mut session) = two_domains();
+    let mut warm = world.session();
+    for key in ["salary", "menu", "bonus"] {
+        warm.run(&format!("SELECT azure_key_vault.encrypt_value('{key}', 'x')"));
+    }
+    let mut writer = world.role("writer");
+    session.run("GRANT pg_write_all_data, pg_read_all_data TO writer; SELECT azure_key_vault.rotate_data_key('bonus')");
+    for (what, tamper, call) in [
+        (
+            "another key by the name",
+            "UPDATE azure_key_vault.data_key SET name = 'was' WHERE name = 'salary';
+             UPDATE azure_key_vault.data_key SET name = 'salary' WHERE name = 'menu'",
+            "encrypt_value('salary', 'x')",
+        ),
+        (
+            "an old generation as the newest",
+            "UPDATE azure_key_vault.data_key SET generation = 99 WHERE name = 'bonus' AND generation = 1",
+            "encrypt_value('bonus', 'x')",
+        ),
+        (
+            "another server, which a rotation would sign",
+            "UPDATE azure_key_vault.data_key SET server = 'public_data' WHERE name = 'salary'",
+            "rotate_data_key('salary')",
+        ),
+        (
+            "a last generation",
+            "UPDATE azure_key_vault.data_key SET generation = 2147483647 WHERE name = 'salary'",
+            "rotate_data_key('salary')",
+        ),
+    ] {
+        session.run("CREATE TABLE saved AS SELECT * FROM azure_key_vault.data_key");
+        writer.run(tamper);
+        assert_eq!(warm.sqlstate(&format!("SELECT azure_key_vault.{call}")), "22000", "{what}");
+        session.run(
+            "TRUNCATE azure_key_vault.data_key; INSERT INTO azure_key_vault.data_key SELECT * FROM saved; DROP TABLE saved",
+        );
+        assert_eq!(warm.value("SELECT azure_key_vault.decrypt_value(v, 'hr') FROM t"), "\\x68656c6c6f", "{what}");
+    }
+    // The vault key is not free because its rows were changed, nor for who makes a server of a row's name.
+    session.run(&format!(
+        "CREATE ROLE app LOGIN; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA azure_key_vault TO app;
+         CREATE SERVER plain FOREIGN DATA WRAPPER azure_key_vault
+             OPTIONS (vault_uri '{}', identity 'keys', allow 'wrap,unwrap'); GRANT USAGE ON FOREIGN SERVER plain TO app",
+        world.emulator.vault_uri(),
+    ));
+    let mut app = world.cluster.session_as("app");
+    let wrap = "SELECT azure_key_vault.wrap_key('plain', 'kek', 'x')";
+    assert_eq!(app.sqlstate(wrap), "42501");
+    writer.run("UPDATE azure_key_vault.data_key SET kid = 'x'");
+    assert_eq!(app.sqlstate(wrap), "42501");
+}
+
+#[test]
+fn a_key_that_is_locked_while_a_session_loads_it_is_not_given_to_it() {
+    let (world, mut session) = world();
+    session.run(&format!("CREATE TABLE t AS SELECT ({ENCRYPT}) AS v"));
+    world.cluster.restart();
+    let vault = world.emulator.vault();
+    vault.faults().add(Rule::new(Fault::HangBeforeHeaders).times(1).when(Filter::path("unwrapkey")));
+    let (mut loading, mut session) = (world.session(), world.session());
+    let read = "SELECT azure_key_vault.decrypt_value(v, 'hr') FROM t";
+    let thread = std::thread::spawn(move || (loading.sqlstate(read), loading.sqlstate(read)));
+    vault.log().wait_for_held(1, wait::LONG).unwrap();
+    session.run("SELECT azure_key_vault.lock_data_keys('payroll')");
+    vault.faults().release();
+    assert_eq!(thread.join().unwrap(), ("55006".to_owned(), "55006".to_owned()));
+    session.run("SELECT azure_key_vault.revalidate_data_keys('payroll')");
+    assert_eq!(session.value(read), "\\x68656c6c6f");
+}

@@ -203,15 +203,11 @@ fn pg_upgrade_from_15_gives_nobody_more_and_nobody_less() {
     assert!(session.value("SHOW server_version").starts_with("15."));
     let before = everything(&world, &mut session);
     let machine = session.value(of_machine);
-    // Tables are not what is tested, and 15.20 gives their columns an option (pg_attver) that an 18 which came out
-    // before it does not know.
-    session.run("DROP TABLE t");
     drop(session);
     let world = world.upgraded();
     let mut session = world.session();
     assert!(session.value("SHOW server_version").starts_with(&format!("{}.", major())));
     assert_eq!(session.value(of_machine), machine);
-    session.run(TABLE);
     assert_same(&before, &everything(&world, &mut session), "pg_upgrade");
     session.run("ALTER EXTENSION managed_identity UPDATE; DROP EXTENSION managed_identity CASCADE");
 }

@@ -228,3 +228,29 @@ fn an_identity_that_may_only_unwrap_and_verify_is_enough_to_read() {
     log.wait_for_requests(probes + 4, wait::LONG).unwrap();
     assert_eq!(session.value(STATE), "ready");
 }
+
+#[test]
+fn a_load_ends_no_revocation_and_what_was_never_usable_is_tried_again() {
+    let world = world();
+    let mut session = world.session();
+    session.run("SELECT azure_key_vault.create_data_key('bonus', 'payroll', 'kek')");
+    session.run("CREATE TABLE b AS SELECT azure_key_vault.encrypt_value('bonus', 'hello') AS v");
+    world.cluster.restart();
+    let mut session = world.session();
+    assert_eq!(session.value(READ), "hello");
+    let states = "SELECT string_agg(DISTINCT state, ' ') FROM azure_key_vault.data_keys";
+    attributes(&world, true, None, Some(now() - 10));
+    wait::until("it has expired", || session.value(states) == "revoked_pending");
+    // The vault would still unwrap the other data key.
+    assert_eq!(session.sqlstate("SELECT azure_key_vault.decrypt_value(v) FROM b"), "28000");
+    assert_eq!(session.value(states), "revoked_pending");
+    // A server that starts while its vault refuses, for longer than any period.
+    world.set("azure_key_vault.revocation_grace_period", "0");
+    world.cluster.restart();
+    let mut session = world.session();
+    for _ in 0..2 {
+        assert_eq!(session.sqlstate(READ), "28000");
+    }
+    attributes(&world, true, None, None);
+    wait::until("it reads", || session.try_rows(READ).is_ok());
+}
