@@ -42,6 +42,15 @@ pub fn no_secret() -> Secret {
     Box::new(Zeroizing::new([0; KEY_LENGTH]))
 }
 
+/// The data key that was unwrapped; None where that is none.
+pub fn secret_of(unwrapped: &[u8]) -> Option<Secret> {
+    let mut secret = no_secret();
+    (unwrapped.len() == secret.len()).then(|| {
+        secret.copy_from_slice(unwrapped);
+        secret
+    })
+}
+
 /// 256 bits of the operating system's randomness.
 pub fn new_secret() -> Result<Secret, Failure> {
     let mut secret = no_secret();

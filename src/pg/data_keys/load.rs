@@ -17,7 +17,7 @@ use crate::pg::error::{OrRaise, raise};
 use crate::pg::stats::Operation;
 use crate::pg::vault::Vault;
 use crate::pg::{clock, restricted, worker};
-use crate::vault::envelope::{self, KEY_LENGTH, Secret, no_secret};
+use crate::vault::envelope::{self, Secret};
 use crate::vault::key::{self, Key, RsaPublic, unusable};
 use crate::vault::kid::Kid;
 use crate::vault::operation::{self, KeyOperation};
@@ -85,13 +85,17 @@ fn authentic(
 /// Whether the vault key may be used by its switch and dates, which the vault itself does not look at when it unwraps.
 /// While all was well the worker does; a session must not end a revocation by unwrapping.
 fn check_attributes(vault: &Vault, kid: &Kid, place: &Place) -> Result<(), Failure> {
-    let failure = match read_key(vault, kid.name(), Some(kid.version())) {
-        Ok((key, now)) => unusable(&key, now),
+    attributes_allow(vault, kid).map_err(|failure| failed(place, vault, failure))
+}
+
+/// Whether switch and dates of the vault key let it be used, as far as the identity may read them.
+fn attributes_allow(vault: &Vault, kid: &Kid) -> Result<(), Failure> {
+    match read_key(vault, kid.name(), Some(kid.version())) {
+        Ok((key, now)) => unusable(&key, now).map_or(Ok(()), Err),
         // Least rights: to unwrap and to verify is enough.
-        Err(failure) if failure.kind == Kind::NotAuthorized => None,
-        Err(failure) => Some(failure),
-    };
-    failure.map_or(Ok(()), |failure| Err(failed(place, vault, failure)))
+        Err(failure) if failure.kind == Kind::NotAuthorized => Ok(()),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// 22000 for a row without a signature, unless the server accepts it.
@@ -251,12 +255,8 @@ pub fn unwrapped(vault: &Vault, kid: &Kid, wrapped: &[u8]) -> Result<Secret, Fai
     let request = operation::request(&vault.access, unwrap, name, Some(kid.version()), WRAPPING, wrapped)?;
     let done =
         vault.answered(Operation::Unwrap, request, |answer| operation::read(&vault.access, unwrap, answer, name))?;
-    let mut secret = no_secret();
-    if done.value.len() != KEY_LENGTH {
-        return Err(Failure::new(Kind::InvalidValue, "what was unwrapped is no data key"));
-    }
-    secret.copy_from_slice(&done.value);
-    Ok(secret)
+    let none = || Failure::new(Kind::InvalidValue, "what was unwrapped is no data key");
+    envelope::secret_of(&done.value).ok_or_else(none)
 }
 
 /// Writes down that the vault key could not be used.
@@ -274,12 +274,7 @@ pub fn revalidate(record: &Record, vault: &Vault, kid: &Kid) -> bool {
     {
         return false;
     }
-    let tried =
-        unwrapped(vault, kid, &record.wrapped).and_then(|_| match read_key(vault, kid.name(), Some(kid.version())) {
-            Ok((key, now)) => unusable(&key, now).map_or(Ok(()), Err),
-            Err(failure) if failure.kind == Kind::NotAuthorized => Ok(()),
-            Err(failure) => Err(failure),
-        });
+    let tried = unwrapped(vault, kid, &record.wrapped).and_then(|_| attributes_allow(vault, kid));
     match &tried {
         Ok(()) => place.succeeded(&vault.request_id()),
         Err(failure) => place.failed(failure, &vault.request_id()),

@@ -4,7 +4,7 @@
 //! each data key stands a number that is read without the lock and changes whenever the key may no longer be used
 //! as it was: a session's own copy is good while its number is the same.
 
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use pgrx::prelude::*;
 use pgrx::{PgSharedMemoryInitialization, pg_shmem_init};
@@ -118,7 +118,6 @@ struct Shared {
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
 static LOCK: AtomicPtr<pg_sys::LWLock> = AtomicPtr::new(std::ptr::null_mut());
-static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 struct Preloaded;
 
@@ -141,7 +140,6 @@ impl PgSharedMemoryInitialization for Preloaded {
             pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
         }
         guarded::init();
-        REQUESTED.store(true, Ordering::Relaxed);
     }
 
     unsafe fn on_shmem_startup(&'static self, _value: ()) {
